@@ -1,0 +1,79 @@
+// The vector type of the instruction set that this file is compiled for, chosen by NCA_ISA_*
+// (CMakeLists.txt). Everything has internal linkage: a weak symbol compiled with AVX-512 could be the one
+// that the linker keeps for everybody (tests/test_build.py).
+#pragma once
+
+#include <cstdint>
+
+#if defined(NCA_ISA_AVX2) || defined(NCA_ISA_AVX512)
+#include <immintrin.h>
+#elif defined(NCA_ISA_NEON)
+#include <arm_neon.h>
+#elif defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
+namespace {
+
+#if defined(NCA_ISA_AVX512)
+constexpr int kWidth = 16;
+#elif defined(NCA_ISA_AVX2)
+constexpr int kWidth = 8;
+#else
+constexpr int kWidth = 4;
+#endif
+
+typedef float Vector __attribute__((vector_size(4 * kWidth)));
+typedef float Quad __attribute__((vector_size(16)));
+typedef uint64_t Words __attribute__((vector_size(4 * kWidth))); // 32-bit words in 64-bit lanes
+
+template <class T> inline T load(const float* p) {
+    T v;
+    __builtin_memcpy(&v, p, sizeof(T));
+    return v;
+}
+
+template <class T> inline void store(float* p, T v) {
+    __builtin_memcpy(p, &v, sizeof(T));
+}
+
+// a * b + c, rounded once where the instruction set can.
+inline Vector multiply_add(Vector a, Vector b, Vector c) {
+#if defined(NCA_ISA_AVX512)
+    return _mm512_fmadd_ps(a, b, c);
+#elif defined(NCA_ISA_AVX2)
+    return _mm256_fmadd_ps(a, b, c);
+#elif defined(NCA_ISA_NEON)
+    return vfmaq_f32(c, a, b);
+#else
+    return a * b + c;
+#endif
+}
+
+inline Vector broadcast(float x) {
+#if defined(NCA_ISA_AVX512)
+    return _mm512_set1_ps(x);
+#elif defined(NCA_ISA_AVX2)
+    return _mm256_set1_ps(x);
+#else
+    return Vector{x, x, x, x};
+#endif
+}
+
+// The 64-bit products of the lower 32 bits of each lane with a constant.
+inline Words multiply_wide(Words a, uint32_t b) {
+#if defined(NCA_ISA_AVX512)
+    // masked with all lanes: GCC 12 warns of its own header's unmasked form
+    return (Words)_mm512_maskz_mul_epu32(0xff, (__m512i)a, _mm512_set1_epi64(b));
+#elif defined(NCA_ISA_AVX2)
+    return (Words)_mm256_mul_epu32((__m256i)a, _mm256_set1_epi64x(b));
+#elif defined(NCA_ISA_NEON)
+    return (Words)vmull_n_u32(vmovn_u64((uint64x2_t)a), b);
+#elif defined(__SSE2__)
+    return (Words)_mm_mul_epu32((__m128i)a, _mm_set1_epi64x(b));
+#else
+    return (a & 0xffffffffu) * b;
+#endif
+}
+
+} // namespace

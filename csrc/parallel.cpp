@@ -1,0 +1,146 @@
+#include "parallel.hpp"
+
+#include <memory>
+#include <mutex>
+#include <system_error>
+#include <thread>
+
+#if !defined(_WIN32)
+#include <pthread.h>
+#endif
+
+namespace nca {
+
+namespace {
+
+// How often to look again before asking the system to sleep: some ten microseconds, the length of a step of a
+// small image.
+constexpr int kSpins = 500;
+
+void pause_cpu() {
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("isb");
+#endif
+}
+
+void wait_while_equal(const std::atomic<int>& value, int old, int spins) {
+    for (int i = 0; i < spins; ++i) {
+        if (value.load(std::memory_order_acquire) != old)
+            return;
+        pause_cpu();
+    }
+    while (value.load(std::memory_order_acquire) == old)
+        value.wait(old, std::memory_order_acquire);
+}
+
+// A thread that sleeps until it has a turn, does it, and sleeps again. It lives as long as the process:
+// threads are never joined, so that nothing waits for them at exit.
+struct Worker {
+    std::atomic<int> started{0}, finished{0}; // turns
+    void (*function)(const void*, int) = nullptr;
+    const void* context = nullptr;
+    int index = 0;
+    Worker* next = nullptr; // in the pool's or a team's list
+
+    void loop() {
+        for (int turn = 0;; ++turn) {
+            wait_while_equal(started, turn, 0);
+            function(context, index);
+            finished.store(turn + 1, std::memory_order_release);
+            finished.notify_one();
+        }
+    }
+
+    void start() {
+        started.fetch_add(1, std::memory_order_release);
+        started.notify_one();
+    }
+
+    void wait() {
+        const int turn = started.load(std::memory_order_relaxed);
+        wait_while_equal(finished, turn - 1, kSpins);
+    }
+};
+
+struct Pool {
+    std::mutex mutex;
+    Worker* idle = nullptr;
+};
+
+Pool* pool = nullptr;
+
+// Never destroyed. After fork the child has none of the threads: it gets a new, empty pool.
+Pool& the_pool() {
+    static std::once_flag once;
+    std::call_once(once, [] {
+        pool = new Pool;
+#if !defined(_WIN32)
+        pthread_atfork(nullptr, nullptr, [] { pool = new Pool; });
+#endif
+    });
+    return *pool;
+}
+
+Worker* start_worker() {
+    auto worker = std::make_unique<Worker>();
+    try {
+        std::thread(&Worker::loop, worker.get()).detach();
+    } catch (const std::system_error&) {
+        return nullptr;
+    }
+    return worker.release();
+}
+
+} // namespace
+
+void Barrier::wait() {
+    const int generation = generation_.load(std::memory_order_acquire);
+    if (arrived_.fetch_add(1, std::memory_order_acq_rel) == threads_ - 1) {
+        arrived_.store(0, std::memory_order_relaxed);
+        generation_.store(generation + 1, std::memory_order_release);
+        generation_.notify_all();
+    } else {
+        wait_while_equal(generation_, generation, kSpins);
+    }
+}
+
+Team::Team(int threads) : workers_(nullptr), size_(1) {
+    Pool& pool = the_pool();
+    const std::lock_guard lock(pool.mutex);
+    for (; size_ < threads; ++size_) {
+        Worker* worker = pool.idle;
+        if (worker)
+            pool.idle = worker->next;
+        else if (!(worker = start_worker()))
+            break;
+        worker->next = static_cast<Worker*>(workers_);
+        workers_ = worker;
+    }
+}
+
+Team::~Team() {
+    Pool& pool = the_pool();
+    const std::lock_guard lock(pool.mutex);
+    for (Worker *worker = static_cast<Worker*>(workers_), *next; worker; worker = next) {
+        next = worker->next;
+        worker->next = pool.idle;
+        pool.idle = worker;
+    }
+}
+
+void Team::run(void (*function)(const void*, int), const void* context) {
+    int index = 1;
+    for (Worker* worker = static_cast<Worker*>(workers_); worker; worker = worker->next) {
+        worker->function = function;
+        worker->context = context;
+        worker->index = index++;
+        worker->start();
+    }
+    function(context, 0);
+    for (Worker* worker = static_cast<Worker*>(workers_); worker; worker = worker->next)
+        worker->wait();
+}
+
+} // namespace nca

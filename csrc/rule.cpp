@@ -1,0 +1,78 @@
+#include "rule.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <new>
+
+namespace nca {
+
+namespace {
+constexpr std::align_val_t kCacheLine{64};
+}
+
+Buffer::Buffer(size_t size) {
+    if (size > static_cast<size_t>(-1) / sizeof(float))
+        throw std::bad_alloc();
+    data_.reset(static_cast<float*>(::operator new(size * sizeof(float), kCacheLine)));
+    std::fill_n(data_.get(), size, 0.0f);
+}
+
+void Buffer::Free::operator()(float* p) const {
+    ::operator delete(p, kCacheLine);
+}
+
+template <class Weight>
+Matrix::Matrix(const Kernels& kernels, int outputs, int depth, const float* bias, const Weight& weight)
+    : data_(static_cast<size_t>(depth + 1) * round_up(outputs, kernels.width)),
+      panels_{data_.data(), depth, round_up(outputs, kernels.width)} {
+    float* to = data_.data();
+    for (int first = 0; first < panels_.outputs;) {
+        const int size = std::min(panels_.outputs - first, kernels.panel_vectors * kernels.width);
+        const int used = std::min(outputs - first, size);
+        for (int n = 0; bias && n < used; ++n)
+            to[n] = bias[first + n];
+        to += size;
+        for (int k = 0; k < depth; ++k, to += size)
+            for (int n = 0; n < used; ++n)
+                to[n] = weight(first + n, k);
+        first += size;
+    }
+}
+
+uint64_t fire_threshold(double fire_rate) {
+    return static_cast<uint64_t>(std::nearbyint(fire_rate * 4294967296.0));
+}
+
+Rule::Rule(const RuleWeights& w) : packed_(std::make_unique<Packed>()) {
+    Packed& p = *packed_;
+    const Kernels& kernels = active_kernels();
+    const int c = w.channels, size = w.kernel_size;
+    p.kernels = &kernels;
+    p.perception = w.perception;
+    p.padding = w.padding;
+    p.channels = c;
+    p.input_channels = w.input_channels;
+    p.hidden = w.hidden;
+    p.radius = size / 2;
+    p.fire_threshold = fire_threshold(w.fire_rate);
+    if (w.perception == Perception::conv) {
+        std::vector<float> bias(w.p0_bias, w.p0_bias + c);
+        bias.insert(bias.end(), w.p1_bias, w.p1_bias + c);
+        const int taps = size * size;
+        // inputs in the order in which they are summed: tap, then channel
+        p.perceive = Matrix(kernels, 2 * c, taps * c, bias.data(), [&](int n, int k) {
+            const float* kernel = n < c ? w.p0_weight : w.p1_weight;
+            const size_t out = n < c ? n : n - c, in = k % c, tap = k / c;
+            return kernel[(out * c + in) * taps + tap];
+        });
+    }
+    p.fc0 = Matrix(kernels, w.hidden, 3 * c, w.fc0_bias,
+                   [&](int n, int k) { return w.fc0_weight[static_cast<size_t>(n) * 3 * c + k]; });
+    p.fc1 = Matrix(kernels, c, w.hidden, nullptr,
+                   [&](int n, int k) { return w.fc1_weight[static_cast<size_t>(n) * w.hidden + k]; });
+}
+
+Rule::~Rule() = default;
+Rule::Rule(Rule&&) noexcept = default;
+
+} // namespace nca

@@ -1,0 +1,133 @@
+"""Normalise and resize slices to what a model was trained on, and bring logits back.
+
+Every operation is elementwise NumPy in a fixed order, so that results do not depend on the CPU.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .rule import FloatArray
+
+Real = NDArray[np.float64] | NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How a slice is brought to the size and intensity that a model learnt, as Med-NCA's code does it.
+
+    A slice is stretched to ``size`` with cubic interpolation, then mapped linearly so that its low and
+    high percentile become 0 and 1, and clipped. Logits come back with linear interpolation.
+
+    Parameters
+    ----------
+    size : (int, int)
+        Rows and columns of the prepared slice.
+    orientation : str
+        Patient directions towards which the volume's three axes grow, as nibabel's ``aff2axcodes``
+        spells them. Default ``"RAS"``.
+    axis : int
+        The axis of the oriented volume along which it is sliced. Default 2.
+    spacing : (float, float, float)
+        Voxel size of the training volumes in mm, in the same order of axes. Default 1 mm.
+    percentiles : (float, float)
+        Default 0.5 and 99.5.
+    label_offset : float
+        How far, in prepared pixels and along both axes, the labels learnt lie behind the image. 0 for
+        labels resized like images. The papers' code resizes labels with the source index rounded down,
+        which moves them by half a pixel: 0.5.
+    """
+
+    size: tuple[int, int]
+    orientation: str = "RAS"
+    axis: int = 2
+    spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    percentiles: tuple[float, float] = (0.5, 99.5)
+    label_offset: float = 0.0
+
+    def __post_init__(self) -> None:
+        if len(self.size) != 2 or not all(2 <= n <= 65536 for n in self.size):
+            raise ValueError(f"size is {self.size}; it must be two numbers between 2 and 65536")
+        if sorted(AXIS_OF.get(c, -1) for c in self.orientation) != [0, 1, 2]:
+            raise ValueError(
+                f"orientation is {self.orientation!r}; it must name three patient directions, such as 'RAS' or 'LPI'"
+            )
+        if self.axis not in (0, 1, 2):
+            raise ValueError(f"axis is {self.axis}; it must be 0, 1 or 2")
+        if len(self.spacing) != 3 or not all(0 < mm < 1e4 for mm in self.spacing):
+            raise ValueError(f"spacing is {self.spacing}; it must be three sizes in mm above 0")
+        low, high = self.percentiles
+        if not 0 <= low < high <= 100:
+            raise ValueError(f"percentiles are {self.percentiles}; they must ascend between 0 and 100")
+        if not -4 <= self.label_offset <= 4:
+            raise ValueError(f"label_offset is {self.label_offset}; it must be between -4 and 4")
+
+    def prepare(self, slices: Real) -> FloatArray:
+        """Bring slices (N, h, w) to (N, *size), float32 in [0, 1]. A constant slice becomes zeros."""
+        resized = resize_cubic(np.asarray(slices, np.float64), self.size)
+        # float32, as the values stand in the papers' arrays; percentiles are of the resized slice
+        resized = resized.astype(np.float32).astype(np.float64)
+        low, high = np.percentile(resized, self.percentiles, axis=(1, 2), keepdims=True)
+        span = np.where(high > low, high - low, 1.0)
+        scaled = np.clip((resized - low) / span, 0.0, 1.0)
+        return np.where(high > low, scaled, 0.0).astype(np.float32)
+
+    def restore(self, logits: FloatArray, size: tuple[int, int]) -> FloatArray:
+        """Bring logits (N, *self.size) to the slices' own size (N, h, w), undoing ``label_offset``."""
+        for axis, n in enumerate(size, start=1):
+            position = (np.arange(n) + 0.5) * logits.shape[axis] / n - 0.5 + self.label_offset
+            logits = _linear(logits, position, axis)
+        return logits
+
+
+AXIS_OF = {"L": 0, "R": 0, "P": 1, "A": 1, "I": 2, "S": 2}
+
+
+def resize_cubic(images: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.float64]:
+    """Resize (N, h, w) with the Keys kernel, a = -0.75, half-pixel centres, clamped border, no antialiasing."""
+    for axis, n_out in enumerate(size, start=1):
+        n_in = images.shape[axis]
+        position = (np.arange(n_out) + 0.5) * n_in / n_out - 0.5
+        base = np.floor(position).astype(np.intp)
+        total: NDArray[np.float64] | None = None
+        for tap in (-1, 0, 1, 2):
+            weight = _along(_keys(np.abs(position - base - tap)), axis)
+            term = weight * np.take(images, np.clip(base + tap, 0, n_in - 1), axis=axis)
+            total = term if total is None else total + term
+        assert total is not None
+        images = total
+    return images
+
+
+def shrink_linear(image: FloatArray, scale: int) -> FloatArray:
+    """Shrink (N, H, W, ...) by a whole factor: linear, half-pixel centres, no antialiasing; sizes divide by it."""
+    for axis in (1, 2):
+        n_out = image.shape[axis] // scale
+        image = _linear(image, (np.arange(n_out) + 0.5) * scale - 0.5, axis)
+    return image
+
+
+def _linear(images: FloatArray, position: NDArray[np.float64], axis: int) -> FloatArray:
+    """Read images at fractional positions along an axis, clamped at the border."""
+    last = images.shape[axis] - 1
+    position = np.clip(position, 0.0, last)
+    base = np.minimum(np.floor(position).astype(np.intp), max(last - 1, 0))
+    fraction = _along((position - base).astype(np.float32), axis, images.ndim)
+    low = np.take(images, base, axis=axis)
+    high = np.take(images, np.minimum(base + 1, last), axis=axis)
+    result: FloatArray = low * (1 - fraction) + high * fraction
+    return result
+
+
+def _keys(distance: NDArray[np.float64], a: float = -0.75) -> NDArray[np.float64]:
+    near = ((a + 2) * distance - (a + 3)) * distance * distance + 1
+    far = ((distance - 5) * distance + 8) * distance * a - 4 * a
+    return np.where(distance <= 1, near, np.where(distance < 2, far, 0.0))
+
+
+def _along(values: NDArray[np.floating], axis: int, ndim: int = 3) -> NDArray[np.floating]:
+    """Shape a vector so that it broadcasts along one axis."""
+    return values.reshape([-1 if a == axis else 1 for a in range(ndim)])
