@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
+from . import _core, tensorfile
 from .preprocessing import Preparation, shrink_linear
-from .rule import FloatArray, Rule, UInt8Array, check_masks, whole_number
+from .rule import FloatArray, Rule, check_masks, whole_number
 
 
 @dataclass(frozen=True)
@@ -78,3 +82,240 @@ class Model:
     labels: Mapping[int, str] = field(default_factory=lambda: {1: "foreground"})
     threshold: float = 0.5
     card: Card = field(default_factory=Card)
+
+    def __post_init__(self) -> None:
+        levels = tuple(self.levels)
+        object.__setattr__(self, "levels", levels)
+        if not 1 <= len(levels) <= _core.MAX_LEVELS:
+            raise ValueError(f"the model has {len(levels)} levels; it must have 1 to {_core.MAX_LEVELS}")
+        for n, level in enumerate(levels):
+            whole_number(level.steps, f"steps of level {n}", 1, _core.MAX_STEPS)
+            whole_number(level.scale, f"scale of level {n}", 1, 1024)
+        scales = [level.scale for level in levels]
+        if scales[-1] != 1 or any(a <= b or a % b for a, b in pairwise(scales)):
+            raise ValueError(
+                f"the levels have scales {scales}; they must descend to 1, each a multiple of the next"
+            )
+        if len({(level.rule.channels, level.rule.input_channels) for level in levels}) > 1:
+            raise ValueError("all levels of a model must have the same channels and image channels")
+        if levels[0].rule.input_channels < 1:
+            raise ValueError("the rules of a model must have at least one image channel")
+        if len(self.labels) != 1 or not all(
+            isinstance(value, int) and 1 <= value <= 255 and isinstance(name, str)
+            for value, name in self.labels.items()
+        ):
+            raise ValueError(
+                f"labels are {dict(self.labels)}; there must be one name, for a value of 1 to 255"
+            )
+        if not 0.0 < self.threshold < 1.0:
+            raise ValueError(f"threshold is {self.threshold}; it must be a probability between 0 and 1")
+
+    @property
+    def input_channels(self) -> int:
+        """Number of image channels."""
+        return self.levels[0].rule.input_channels
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights and biases of all levels."""
+        return sum(level.rule.parameters for level in self.levels)
+
+    def logits(
+        self,
+        image: ArrayLike,
+        *,
+        masks: Sequence[ArrayLike] | None = None,
+        seed: int = 0,
+        threads: int | None = None,
+    ) -> FloatArray:
+        """Run all levels on a prepared image.
+
+        The coarsest level starts from zeros and the shrunken image; each cell is then repeated for the
+        next level, whose image channels take the image at its own scale. An image whose size the
+        coarsest scale does not divide is padded by reflection and cropped back.
+
+        Parameters
+        ----------
+        image : array
+            (H, W), or (H, W, K) with K image channels, prepared as `Preparation` says.
+        masks : sequence of array, optional
+            One uint8 array of fire masks (steps, h, w) a level, coarse level first; they replace the
+            random fire masks. h and w are those of the level's (padded) image.
+        seed : int
+            Seed of the random fire masks, 0 to 2**64 - 1. Default 0.
+        threads : int, optional
+            As in `Rule.run`.
+
+        Returns
+        -------
+        array
+            float32 (H, W): positive where the probability is above one half.
+
+        Raises
+        ------
+        ValueError, TypeError
+            An argument has the wrong shape, type or range.
+        """
+        array = np.asarray(image)
+        if array.ndim == 2:
+            array = array[..., None]
+        if array.ndim != 3 or array.shape[-1] != self.input_channels or 0 in array.shape:
+            k = self.input_channels
+            wanted = f"(H, W) or (H, W, {k})" if k == 1 else f"(H, W, {k})"
+            raise ValueError(f"image has shape {np.shape(image)}; it must be {wanted}")
+        if array.dtype.kind not in "fiub":
+            raise TypeError(f"image has dtype {array.dtype}; it must hold real numbers")
+        if not np.isfinite(array).all():
+            raise ValueError("image holds values that are not finite")
+        if masks is not None and len(masks) != len(self.levels):
+            raise ValueError(
+                f"masks has {len(masks)} entries; it must have one for each of {len(self.levels)} levels"
+            )
+        one = np.zeros(1, np.uint32)
+        return self.batch_logits(
+            array[None].astype(np.float32), samples=one, slices=one, masks=masks, seed=seed, threads=threads
+        )[0]
+
+    def batch_logits(
+        self,
+        images: FloatArray,
+        *,
+        samples: NDArray[np.uint32],
+        slices: NDArray[np.uint32],
+        masks: Sequence[ArrayLike] | None = None,
+        seed: int = 0,
+        threads: int | None = None,
+    ) -> FloatArray:
+        """Run all levels on prepared float32 images (N, H, W, K), each with its ensemble run and slice index.
+
+        Returns logits (N, H, W). `logits` describes the arguments; masks are (steps, h, w), for N = 1.
+        """
+        count, height, width, k = images.shape
+        coarsest = self.levels[0].scale
+        pad = [(0, -n % coarsest) for n in (height, width)]
+        padded = np.pad(images, [(0, 0), *pad, (0, 0)], mode="reflect") if any(p for _, p in pad) else images
+        state: FloatArray | None = None
+        for n, level in enumerate(self.levels):
+            size = (padded.shape[1] // level.scale, padded.shape[2] // level.scale)
+            state = _enlarged(state, (count, *size, level.rule.channels))
+            state[..., :k] = shrink_linear(padded, level.scale) if level.scale > 1 else padded
+            fire = None if masks is None else check_masks(masks[n], level.steps, size, f"masks[{n}]")
+            level.rule.run_in_place(
+                state,
+                level.steps,
+                masks=fire,
+                seed=seed,
+                level=n,
+                samples=samples,
+                slices=slices,
+                threads=threads,
+            )
+        assert state is not None
+        logits: FloatArray = state[:, :height, :width, k].copy()
+        return logits
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the model to a ``.safetensors`` file, whole or not at all.
+
+        Raises
+        ------
+        ValueError
+            The name does not end in ``.safetensors``.
+        OSError
+            The file cannot be written.
+        """
+        path = Path(path)
+        if path.suffix != ".safetensors":
+            raise ValueError(f"{path}: the name of a model file must end in .safetensors")
+        tensors = {
+            f"levels.{n}.{name}": np.asarray(w)
+            for n, level in enumerate(self.levels)
+            for name, w in level.rule.weights.items()
+        }
+        tensorfile.write(path, tensors, _metadata(self))
+
+
+def load_model(path: str | os.PathLike[str]) -> Model:
+    """Read a model from a ``.safetensors`` file that `Model.save` wrote.
+
+    Raises
+    ------
+    ValueError
+        The file is damaged, or not a model of this format; the sentence says what is wrong.
+    OSError
+        The file does not exist or cannot be read.
+    """
+    path = Path(path)
+    tensors, metadata = tensorfile.read(path)
+    if metadata.get("format") != "pynca":
+        raise ValueError(
+            f"{path} is a safetensors file without pynca's metadata; `pynca import` makes models"
+        )
+    if metadata.get("format_version") != FORMAT_VERSION:
+        raise ValueError(
+            f"{path} has format version {metadata.get('format_version')!r}; this pynca reads {FORMAT_VERSION}"
+        )
+    try:
+        return _model(tensors, metadata)
+    except KeyError as error:
+        raise ValueError(f"{path}: the model's metadata misses {error.args[0]!r}") from None
+    except (TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path} is not a valid model: {error}") from None
+
+
+FORMAT_VERSION = "1"
+
+
+def _enlarged(state: FloatArray | None, shape: tuple[int, int, int, int]) -> FloatArray:
+    """Repeat each cell so that the state has a shape; zeros where there is no state yet."""
+    larger = np.zeros(shape, np.float32)
+    if state is not None:
+        count, height, width, channels = state.shape
+        by = shape[1] // height
+        larger.reshape(count, height, by, width, by, channels)[...] = state[:, :, None, :, None, :]
+    return larger
+
+
+def _metadata(model: Model) -> dict[str, str]:
+    levels = [
+        {
+            "perception": level.rule.perception,
+            "padding": level.rule.padding,
+            "input_channels": level.rule.input_channels,
+            "fire_rate": level.rule.fire_rate,
+            "steps": level.steps,
+            "scale": level.scale,
+        }
+        for level in model.levels
+    ]
+    return {
+        "format": "pynca",
+        "format_version": FORMAT_VERSION,
+        "levels": json.dumps(levels),
+        "preparation": json.dumps(asdict(model.preparation)),
+        "labels": json.dumps({str(value): name for value, name in model.labels.items()}),
+        "threshold": json.dumps(model.threshold),
+        **asdict(model.card),
+    }
+
+
+def _model(tensors: dict[str, FloatArray], metadata: dict[str, str]) -> Model:
+    levels = []
+    entries = json.loads(metadata["levels"])
+    for n, entry in enumerate(entries):
+        prefix = f"levels.{n}."
+        weights = {name.removeprefix(prefix): w for name, w in tensors.items() if name.startswith(prefix)}
+        steps, scale = entry.pop("steps"), entry.pop("scale")
+        levels.append(Level(Rule(weights, **entry), steps, scale))
+    used = sum(len(level.rule.weights) for level in levels)
+    if used != len(tensors):
+        raise ValueError(f"it holds {len(tensors)} tensors, but its {len(levels)} levels have {used}")
+    preparation = json.loads(metadata["preparation"])
+    preparation = {k: tuple(v) if isinstance(v, list) else v for k, v in preparation.items()}
+    return Model(
+        levels,
+        Preparation(**preparation),
+        labels={int(value): name for value, name in json.loads(metadata["labels"]).items()},
+        threshold=json.loads(metadata["threshold"]),
+        card=Card(**{f.name: metadata.get(f.name, "") for f in fields(Card)}),
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -188,10 +187,10 @@ class Rule:
         samples = np.arange(len(batched), dtype=np.uint32)
         out = np.array(batched, dtype=np.float32, order="C", copy=True)
         fire = None if masks is None else check_masks(masks, steps, state.shape[:-1])
-        self._run_in_place(out, steps, masks=fire, seed=seed, samples=samples, threads=threads)
+        self.run_in_place(out, steps, masks=fire, seed=seed, samples=samples, threads=threads)
         return out.reshape(state.shape)
 
-    def _run_in_place(
+    def run_in_place(
         self,
         state: FloatArray,
         steps: int,
@@ -259,16 +258,16 @@ def whole_number(value: object, name: str, low: int, high: int) -> int:
     return int(value)
 
 
-def check_masks(masks: ArrayLike, steps: int, cells: tuple[int, ...]) -> UInt8Array:
+def check_masks(masks: ArrayLike, steps: int, cells: tuple[int, ...], name: str = "masks") -> UInt8Array:
     """Return fire masks as contiguous uint8 of shape ``(steps, *cells)``, every value 0 or 1."""
     array = np.asarray(masks)
     if array.shape != (steps, *cells):
-        raise ValueError(f"masks has shape {array.shape}; for this state it must be {(steps, *cells)}")
+        raise ValueError(f"{name} has shape {array.shape}; for this state it must be {(steps, *cells)}")
     if array.dtype != np.uint8 and array.dtype != np.bool_:
-        raise TypeError(f"masks has dtype {array.dtype}; it must be uint8 or bool")
+        raise TypeError(f"{name} has dtype {array.dtype}; it must be uint8 or bool")
     array = np.ascontiguousarray(array, dtype=np.uint8)
     if array.size and array.max() > 1:
-        raise ValueError(f"masks holds the value {array.max()}; every value must be 0 or 1")
+        raise ValueError(f"{name} holds the value {array.max()}; every value must be 0 or 1")
     return array
 
 
@@ -305,7 +304,7 @@ def fire_mask(
     Returns
     -------
     array
-        uint8, (steps, \\*shape); 1 = the cell updates.
+        uint8, ``(steps, *shape)``; 1 = the cell updates.
 
     Raises
     ------
@@ -359,9 +358,10 @@ def _checked(weights: Mapping[str, ArrayLike], perception: str) -> dict[str, Flo
             raise ValueError(
                 f"{n} has shape {arrays[n].shape}; with {c} channels and {h} hidden units it must be {shape}"
             )
-    checked = {n: np.array(w, dtype=np.float32, order="C") for n, w in arrays.items()}
+    with np.errstate(over="ignore"):
+        checked = {n: np.array(w, dtype=np.float32, order="C") for n, w in arrays.items()}
     for n, w in checked.items():
-        if not math.isfinite(float(np.abs(w).max(initial=0.0))):
+        if not np.isfinite(w).all():
             raise ValueError(f"{n} holds a value beyond float32")
         w.flags.writeable = False
     return checked

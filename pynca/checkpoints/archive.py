@@ -12,10 +12,11 @@ import io
 import math
 import os
 import pickletools
+import struct
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +47,42 @@ _STORAGE_TYPES = {
     "torch ByteStorage": ("u1", np.uint8),
     "torch BoolStorage": ("u1", np.bool_),
 }
+# The instructions that describe a state dict, and how their argument is stored where its size is fixed.
+# Pickle has as many others, and through them all of Python.
+_ALLOWED = {
+    "PROTO": "<B",
+    "STOP": "",
+    "MARK": "",
+    "NONE": "",
+    "NEWTRUE": "",
+    "NEWFALSE": "",
+    "BININT": "<i",
+    "BININT1": "<B",
+    "BININT2": "<H",
+    "LONG1": "",
+    "BINFLOAT": ">d",
+    "BINUNICODE": "",
+    "EMPTY_TUPLE": "",
+    "TUPLE": "",
+    "TUPLE1": "",
+    "TUPLE2": "",
+    "TUPLE3": "",
+    "EMPTY_LIST": "",
+    "APPEND": "",
+    "APPENDS": "",
+    "EMPTY_DICT": "",
+    "SETITEM": "",
+    "SETITEMS": "",
+    "BINPUT": "<B",
+    "LONG_BINPUT": "<I",
+    "BINGET": "<B",
+    "LONG_BINGET": "<I",
+    "GLOBAL": "",
+    "BINPERSID": "",
+    "REDUCE": "",
+    "BUILD": "",
+}
+_NAMES = {opcode.code.encode("latin-1"): opcode.name for opcode in pickletools.opcodes}
 _GLOBALS = {
     "collections OrderedDict",
     "torch._utils _rebuild_tensor_v2",
@@ -216,25 +253,26 @@ class _Tensor:
     shape: tuple[int, ...]
     stride: tuple[int, ...]
 
-    def check(self) -> None:
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape) * np.dtype(_STORAGE_TYPES[self.storage.type][0]).itemsize
+
+    def check(self, name: str) -> None:
         """Refuse a view that reaches outside its storage or is larger than it."""
         if len(self.shape) > _MAX_DIMENSIONS or len(self.stride) != len(self.shape):
             raise _Refusal(
-                f"a tensor has {len(self.shape)} sizes and {len(self.stride)} strides; there must be as many "
-                f"of both, at most {_MAX_DIMENSIONS}"
-            )
-        if min((self.offset, *self.shape, *self.stride)) < 0:
-            raise _Refusal(
-                f"a tensor has a negative number in offset {self.offset}, shape {self.shape} or "
-                f"strides {self.stride}"
+                f"tensor {_shown(name)} has {len(self.shape)} sizes and {len(self.stride)} strides; there must be "
+                f"as many of both, at most {_MAX_DIMENSIONS}"
             )
         count, held = math.prod(self.shape), self.storage.count
         last = self.offset + sum((n - 1) * s for n, s in zip(self.shape, self.stride, strict=True))
-        # A size beside a 0 takes no memory, but must still be one that an array can have.
-        if count > held or (count and last >= held) or math.prod(n or 1 for n in self.shape) > _MAX_FILE:
+        negative = min((self.offset, *self.shape, *self.stride)) < 0
+        # Sizes beside a 0 take no memory, but must still be such that an array can have them.
+        unbounded = count == 0 and math.prod(n or 1 for n in self.shape) > _MAX_FILE
+        if negative or unbounded or count > held or (count > 0 and last >= held):
             raise _Refusal(
-                f"a tensor of shape {self.shape}, strides {self.stride} and offset {self.offset} does not "
-                f"fit its storage of {held} elements; save a contiguous copy of it"
+                f"tensor {_shown(name)} of shape {self.shape}, strides {self.stride} and offset {self.offset} does "
+                f"not fit its storage of {held} elements; save a contiguous copy of it"
             )
 
     def array(self, data: bytes) -> NDArray[Any]:
@@ -244,9 +282,7 @@ class _Tensor:
         item = np.dtype(stored).itemsize
         # torch leaves any number as the stride of an axis of size 1
         strides = [0 if n == 1 else s * item for n, s in zip(self.shape, self.stride, strict=True)]
-        view: NDArray[Any] = np.ndarray(
-            self.shape, stored, buffer=data, offset=self.offset * item, strides=strides
-        )
+        view: NDArray[Any] = np.ndarray(self.shape, stored, buffer=data, offset=self.offset * item, strides=strides)
         return np.array(view, dtype=native, order="C")
 
 
@@ -254,14 +290,13 @@ def _arrays(archive: _Archive) -> dict[str, NDArray[Any]]:
     if archive.size("data.pkl") > _MAX_PICKLE:
         raise _Refusal(f"its data.pkl has {archive.size('data.pkl')} bytes; up to {_MAX_PICKLE} are read")
     tensors = _named_tensors(_Machine().run(archive.read("data.pkl")))
-    storages = {tensor.storage.key: tensor.storage for tensor in tensors.values()}
-    for tensor in tensors.values():
+    for name, tensor in tensors.items():
         _check_storage(tensor.storage, archive)
+        tensor.check(name)
+    storages = {tensor.storage.key: tensor.storage for tensor in tensors.values()}
     # Each tensor fits its storage; together they might still be many copies of a few bytes.
     held = sum(storage.size for storage in storages.values())
-    needed = sum(
-        math.prod(t.shape) * np.dtype(_STORAGE_TYPES[t.storage.type][0]).itemsize for t in tensors.values()
-    )
+    needed = sum(tensor.size for tensor in tensors.values())
     if needed > held:
         raise _Refusal(
             f"its tensors take {needed} bytes and the file holds {held} for them; save tensors that share "
@@ -276,9 +311,7 @@ def _check_storage(storage: _Storage, archive: _Archive) -> None:
     if entry not in archive:
         raise _Refusal(f"the zip archive lacks {_shown(entry)}, which its data.pkl refers to")
     if archive.size(entry) != storage.size:
-        raise _Refusal(
-            f"{_shown(entry)} in it has {archive.size(entry)} bytes, but {storage.size} by its data.pkl"
-        )
+        raise _Refusal(f"{_shown(entry)} in it has {archive.size(entry)} bytes, but {storage.size} by its data.pkl")
 
 
 def _named_tensors(top: object) -> dict[str, _Tensor]:
@@ -292,8 +325,7 @@ def _named_tensors(top: object) -> dict[str, _Tensor]:
     tensors = {name: value for name, value in state_dict.items() if isinstance(value, _Tensor)}
     if not tensors:
         raise _Refusal(
-            f"it holds no tensors, neither at the top nor under {', '.join(_WRAPPERS)}; save "
-            "model.state_dict()"
+            f"it holds no tensors, neither at the top nor under {', '.join(_WRAPPERS)}; save model.state_dict()"
         )
     # Names go into messages, so they must not carry a terminal's control characters.
     if not all(isinstance(name, str) and name.isprintable() for name in tensors):
@@ -324,10 +356,7 @@ class _Machine:
         return top
 
     def _step(self, name: str, argument: Any) -> None:
-        """Follow one instruction. This is the whole list of those allowed."""
         match name:
-            case "PROTO":
-                pass
             case "BINUNICODE" | "BINFLOAT" | "BININT" | "BININT1" | "BININT2" | "LONG1":
                 self._stack.append(_plain(argument))
             case "NONE":
@@ -371,11 +400,6 @@ class _Machine:
                 self._stack.append(_rebuilt(function, arguments))
             case "BUILD":
                 self._build()
-            case _:
-                raise _Refusal(
-                    f"its data.pkl uses the instruction {name}, which torch.save does not write for a state "
-                    "dict; save model.state_dict() with torch.save's default protocol"
-                )
 
     def _pop(self) -> object:
         if len(self._stack) <= (self._marks[-1] if self._marks else 0):
@@ -428,13 +452,44 @@ class _Machine:
 
 
 def _instructions(pickled: bytes) -> Iterator[tuple[str, Any]]:
+    """Cut a pickle into the name and the argument of each instruction, as far as they are allowed.
+
+    ``pickletools.genops`` would read the arguments of all others too, and warn and spend time over them.
+    """
+    stream = io.BytesIO(pickled)
+    for _ in range(_MAX_INSTRUCTIONS):
+        code = _take(stream, 1)
+        name = _NAMES.get(code, f"{code[0]:#x}")
+        if name not in _ALLOWED:
+            raise _Refusal(
+                f"its data.pkl uses the instruction {name}, which torch.save does not write for a state "
+                "dict; save model.state_dict() with torch.save's default protocol"
+            )
+        yield name, _argument(name, stream)
+    raise _Refusal(f"its data.pkl has more than {_MAX_INSTRUCTIONS} instructions")
+
+
+def _argument(name: str, stream: io.BytesIO) -> Any:
+    layout = _ALLOWED[name]
+    if layout:
+        return struct.unpack(layout, _take(stream, struct.calcsize(layout)))[0]
     try:
-        for count, (opcode, argument, _) in enumerate(pickletools.genops(pickled)):
-            if count >= _MAX_INSTRUCTIONS:
-                raise _Refusal(f"its data.pkl has more than {_MAX_INSTRUCTIONS} instructions")
-            yield opcode.name, argument
-    except ValueError as error:
-        raise _Refusal("its data.pkl is damaged or cut off") from error
+        if name == "BINUNICODE":
+            return _take(stream, *struct.unpack("<I", _take(stream, 4))).decode("utf-8", "surrogatepass")
+        if name == "GLOBAL":
+            return " ".join(stream.readline().removesuffix(b"\n").decode("utf-8") for _ in range(2))
+    except UnicodeDecodeError as error:
+        raise _Refusal("its data.pkl holds text that is not UTF-8; it is damaged") from error
+    if name == "LONG1":
+        return int.from_bytes(_take(stream, *_take(stream, 1)), "little", signed=True)
+    return None
+
+
+def _take(stream: io.BytesIO, count: int) -> bytes:
+    data = stream.read(count)
+    if len(data) < count:
+        raise _Refusal("its data.pkl is cut off")
+    return data
 
 
 def _plain(value: object) -> object:
@@ -460,7 +515,7 @@ def _storage(identity: object) -> _Storage:
     raise _Refusal("its data.pkl describes a storage in a way that torch.save does not")
 
 
-def _rebuilt(function: object, arguments: object) -> object:
+def _rebuilt(function: object, arguments: Any) -> object:
     """Build what a call in the pickle stands for; the call itself is never made."""
     name = function.name if isinstance(function, _Global) else ""
     match name, arguments:
@@ -468,15 +523,14 @@ def _rebuilt(function: object, arguments: object) -> object:
             return {}
         case "torch._utils _rebuild_parameter", (_Tensor() as tensor, _, _):
             return tensor
-        case "torch._utils _rebuild_tensor_v2", (_Storage() as storage, offset, shape, stride, _, _, *_):
-            if type(offset) is int and _whole_numbers(shape) and _whole_numbers(stride):
-                tensor = _Tensor(storage, offset, shape, stride)
-                tensor.check()
-                return tensor
+        case "torch._utils _rebuild_tensor_v2", (_Storage() as storage, offset, shape, stride, _, _, *bits):
+            # A last argument marks lazily negated or conjugated tensors; weights have none.
+            if all(map(_whole_numbers, [(offset,), shape, stride])) and not any(bits):
+                return _Tensor(storage, offset, shape, stride)
     raise _Refusal("its data.pkl builds a tensor or dict in a way that torch.save does not")
 
 
-def _whole_numbers(value: object) -> TypeGuard[tuple[int, ...]]:
+def _whole_numbers(value: object) -> bool:
     return isinstance(value, tuple) and all(type(n) is int for n in value)
 
 

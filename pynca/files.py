@@ -1,0 +1,42 @@
+"""Write a file whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a path beside ``path`` to write to; it takes the place of ``path`` when the block succeeds.
+
+    When the block fails, what was written is removed and ``path`` stays as it was. The yielded name
+    ends like ``path``'s, so that a format chosen by suffix is the same.
+
+    Parameters
+    ----------
+    path : str or path-like
+        The file to write.
+
+    Raises
+    ------
+    FileNotFoundError, IsADirectoryError
+        There is no folder to write into, or ``path`` is a folder itself.
+    """
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path} cannot be written: there is no folder {path.parent}; create it first")
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} cannot be written: it is a folder; give the name of a file")
+    # Not from tempfile: its files can be read by their owner only, and would stay so. Only the end of
+    # the name, because a long name and a prefix may be longer than a file system allows.
+    temporary = path.with_name(f".{secrets.token_hex(8)}.{path.name[-24:]}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(OSError):  # after the replacement there is nothing left to remove
+            temporary.unlink()

@@ -1,0 +1,66 @@
+"""One progress bar on a terminal; nothing in a pipe."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+
+_CELLS = 24
+
+
+class Progress:
+    """A bar on standard error that is redrawn at most ten times a second and erased at the end.
+
+    Parameters
+    ----------
+    total : int
+        Number of units of work.
+    label : str
+        Text before the bar.
+    enabled : bool
+        Show it at all; it is shown only where standard error is a terminal. Default True.
+    """
+
+    def __init__(self, total: int, label: str = "", *, enabled: bool = True) -> None:
+        self._total = max(total, 1)
+        self._done = 0
+        self._label = label
+        self._visible = enabled and sys.stderr is not None and sys.stderr.isatty()
+        self._start = time.monotonic()
+        self._drawn = 0.0
+
+    def __enter__(self) -> Progress:
+        self._draw(force=True)
+        return self
+
+    def advance(self, units: int = 1, label: str | None = None) -> None:
+        """Count finished units and change the label."""
+        self._done += units
+        self._label = self._label if label is None else label
+        self._draw()
+
+    def erase(self) -> None:
+        """Clear the line, so that something else can be printed."""
+        if self._visible:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.erase()
+
+    def _draw(self, *, force: bool = False) -> None:
+        now = time.monotonic()
+        if not self._visible or (now - self._drawn < 0.1 and not force):
+            return
+        self._drawn = now
+        done = min(self._done / self._total, 1.0)
+        bar = "#" * round(done * _CELLS)
+        left = f"{(now - self._start) * (1 - done) / done:.0f} s left" if self._done else ""
+        sys.stderr.write(f"\r{self._label} [{bar:<{_CELLS}}] {done:4.0%} {left}\x1b[K")
+        sys.stderr.flush()

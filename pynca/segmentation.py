@@ -1,0 +1,275 @@
+"""The way an image takes: orient, slice, prepare, run the automaton, bring the logits back."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from . import _core
+from .config import thread_count
+from .model import Model, load_model
+from .progress import Progress
+from .quality import Ensemble, nqm, sigmoid
+from .rule import FloatArray, UInt8Array, whole_number
+from .volumes import Orientation, Volume, read_volume, save_map, save_mask
+
+if TYPE_CHECKING:
+    from nibabel.spatialimages import SpatialImage
+
+    Image = ArrayLike | str | os.PathLike[str] | SpatialImage
+
+Scalar = TypeVar("Scalar", bound=np.generic)
+
+# One call into the core takes no more than this: larger calls gain nothing, smaller ones show progress and heed
+# Ctrl-C. The result does not depend on it.
+_CALL_BYTES = 64 * 2**20
+_CALL_SLICES = 8  # a thread
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """What `predict` returns. All arrays have the shape of the image that went in.
+
+    Attributes
+    ----------
+    mask : array
+        uint8: the label's value where the probability is above the model's threshold, else 0.
+    probability : array
+        float32: sigmoid of the logits, averaged over the samples.
+    uncertainty : array or None
+        float32: standard deviation of the probability over the samples; None for one sample.
+    nqm : float or None
+        Quality metric of M3D-NCA (`pynca.quality.Ensemble.nqm`), ``sum(sd) / sum(mean)`` of the
+        probability over the samples: 0 = all runs agree, larger is worse. None for one sample.
+    labels : mapping of int to str
+        Name of each value in ``mask``.
+    """
+
+    mask: UInt8Array
+    probability: FloatArray
+    uncertainty: FloatArray | None = None
+    nqm: float | None = None
+    labels: Mapping[int, str] = field(default_factory=dict)
+    volume: Volume | None = field(default=None, repr=False)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the mask as NIfTI (``.nii``, ``.nii.gz``) with the geometry of the input file.
+
+        Raises
+        ------
+        ValueError
+            The input was an array without geometry, or the name has another ending.
+        OSError
+            The file cannot be written.
+        """
+        save_mask(path, self.mask, self._geometry(), self.labels)
+
+    def save_probability(self, path: str | os.PathLike[str]) -> None:
+        """Write the probability as float32 NIfTI, like `save`."""
+        save_map(path, self.probability, self._geometry())
+
+    def _geometry(self) -> Volume:
+        if self.volume is None:
+            raise ValueError(
+                "the image was an array without affine; give affine= to predict, or save seg.mask"
+            )
+        return self.volume
+
+
+def segment(
+    image: Image,
+    model: Model | str | os.PathLike[str],
+    *,
+    axis: int | None = None,
+    affine: ArrayLike | None = None,
+    seed: int = 0,
+    samples: int = 1,
+    threads: int | None = None,
+    progress: bool = False,
+) -> UInt8Array:
+    """Segment an image and return the mask; `predict` describes the arguments and returns more.
+
+    Returns
+    -------
+    array
+        uint8, of the image's shape: the label's value, or 0.
+    """
+    return predict(
+        image,
+        model,
+        axis=axis,
+        affine=affine,
+        seed=seed,
+        samples=samples,
+        threads=threads,
+        progress=progress,
+    ).mask
+
+
+def predict(
+    image: Image,
+    model: Model | str | os.PathLike[str],
+    *,
+    axis: int | None = None,
+    affine: ArrayLike | None = None,
+    seed: int = 0,
+    samples: int = 1,
+    threads: int | None = None,
+    progress: bool = False,
+) -> Segmentation:
+    """Segment a slice or a volume.
+
+    The image is turned to the orientation that the model learnt and sliced along the model's axis; each
+    slice is prepared, run, and its logits brought back to its own pixels, where they are thresholded.
+    The result is the same to the bit for any number of threads, and a slice's result does not depend on
+    the slices beside it.
+
+    Parameters
+    ----------
+    image : array, path or nibabel image
+        2D (one slice) or 3D, of any real dtype. An array without ``affine`` is taken to be in the
+        model's orientation and spacing: for ``"RAS"``, axes that grow to the patient's right, front
+        and head.
+    model : Model or path
+        A model, or the path of a model file.
+    axis : int, optional
+        Slice along this axis of the image instead of the model's. A 3D array whose last axis is 3 or 4
+        may be a colour picture and is refused unless this is given.
+    affine : array, optional
+        (4, 4), from voxel indices to patient coordinates in mm (RAS+), for a 3D array.
+    seed : int
+        Seed of the fire masks, 0 to 2**64 - 1. Default 0.
+    samples : int
+        Number of runs with different fire masks, whose logits are averaged; with more than 1 the
+        result has ``uncertainty`` and ``nqm``. Default 1, at most 4096.
+    threads : int, optional
+        Number of threads. Default: ``PYNCA_NUM_THREADS``, else the CPUs this process may use.
+    progress : bool
+        Show a progress bar where standard error is a terminal. Default False.
+
+    Returns
+    -------
+    Segmentation
+
+    Raises
+    ------
+    ValueError, TypeError
+        The image or an argument has the wrong shape, type or range, or the file is damaged.
+    OSError
+        A file does not exist or cannot be read.
+    """
+    if not isinstance(model, Model):
+        model = load_model(model)
+    if model.input_channels != 1:
+        raise ValueError(
+            f"the model takes {model.input_channels} image channels; only models of one can segment an image, "
+            "use model.logits"
+        )
+    samples = whole_number(samples, "samples", 1, _core.MAX_SAMPLES)
+    threads = thread_count(threads)
+    data, volume = _open(image, affine)
+    slices, restore = _sliced(data, volume, axis, model)
+
+    logits = np.empty(slices.shape, np.float32)
+    uncertainty = np.empty(slices.shape, np.float32) if samples > 1 else None
+    totals = np.empty((2, len(slices)))
+    with Progress(len(slices) * samples, "segmenting", enabled=progress) as bar:
+        for part in _parts(len(slices), model, threads):
+            prepared = model.preparation.prepare(slices[part])[..., None]
+            indices = np.arange(part.start, part.stop, dtype=np.uint32)
+            ensemble = Ensemble()
+            for sample in range(samples):
+                small = model.batch_logits(
+                    prepared,
+                    samples=np.full(len(indices), sample, np.uint32),
+                    slices=indices,
+                    seed=seed,
+                    threads=threads,
+                )
+                ensemble.add(model.preparation.restore(small, slices.shape[1:]))
+                bar.advance(len(indices))
+            logits[part] = ensemble.logits
+            if uncertainty is not None:
+                uncertainty[part] = ensemble.uncertainty()
+                totals[:, part] = ensemble.totals()
+    value = next(iter(model.labels))
+    limit = math.log(model.threshold / (1.0 - model.threshold))
+    return Segmentation(
+        mask=restore((logits > limit) * np.uint8(value)),
+        probability=restore(sigmoid(logits)),
+        uncertainty=None if uncertainty is None else restore(uncertainty),
+        nqm=None if uncertainty is None else nqm(totals),
+        labels=dict(model.labels),
+        volume=volume,
+    )
+
+
+def _open(image: Image, affine: ArrayLike | None) -> tuple[NDArray[Any], Volume | None]:
+    """Return the voxels, and where they lie if anything says so."""
+    if isinstance(image, (str, os.PathLike)) or hasattr(image, "dataobj"):
+        if affine is not None:
+            raise ValueError("affine goes with an array; a file brings its own")
+        volume = read_volume(cast("str | SpatialImage", image))
+        return volume.data, volume
+    data = np.asarray(image)
+    if data.dtype.kind not in "fiub":
+        raise TypeError(f"the image has dtype {data.dtype}; it must hold real numbers")
+    if data.ndim not in (2, 3) or 0 in data.shape:
+        raise ValueError(
+            f"the image has shape {data.shape}; it must be a slice (H, W) or a volume (H, W, D), not empty"
+        )
+    wrong = data.size - int(np.isfinite(data).sum())
+    if wrong:
+        raise ValueError(
+            f"the image holds {wrong} values that are not finite; replace them before segmenting"
+        )
+    if affine is None:
+        return data, None
+    matrix = np.asarray(affine, np.float64)
+    if data.ndim != 3 or matrix.shape != (4, 4):
+        raise ValueError(
+            f"affine has shape {matrix.shape} and the image {data.shape}; an affine is (4, 4) and goes with a volume"
+        )
+    return data, Volume(data, matrix, None, "the image")
+
+
+def _sliced(
+    data: NDArray[Any], volume: Volume | None, axis: int | None, model: Model
+) -> tuple[NDArray[Any], Callable[[NDArray[Scalar]], NDArray[Scalar]]]:
+    """Return the slices (N, h, w) as the model learnt to see them, and the way back to the image's own axes."""
+    if axis is not None:
+        axis = whole_number(axis, "axis", -data.ndim, data.ndim - 1) % data.ndim
+    if data.ndim == 2:
+        if axis is not None:
+            raise ValueError("axis says how to slice a volume; the image is a single slice")
+        return data[None], lambda slices: slices[0]
+    if volume is None and axis is None and data.shape[-1] in (3, 4):
+        raise ValueError(
+            f"the image has shape {data.shape} and may be a colour picture; "
+            "convert it to grey, or give axis= if it is a volume"
+        )
+    if volume is None:
+        way = Orientation((0, 1, 2), (1, 1, 1))
+    else:
+        way = Orientation.between(volume.affine, model.preparation.orientation)
+    along = model.preparation.axis if axis is None else way.axes[axis]
+
+    def restore(slices: NDArray[Scalar]) -> NDArray[Scalar]:
+        return np.ascontiguousarray(way.undo(np.moveaxis(slices, 0, along)))
+
+    return np.moveaxis(way.apply(data), along, 0), restore
+
+
+def _parts(count: int, model: Model, threads: int) -> Iterator[slice]:
+    """Divide slices into calls of the core: enough for all threads, and few enough to fit into memory."""
+    cells = math.prod(model.preparation.size)
+    fitting = _CALL_BYTES // (cells * model.levels[0].rule.channels * 4)
+    size = max(1, min(fitting, _CALL_SLICES * threads))
+    for first in range(0, count, size):
+        yield slice(first, min(first + size, count))

@@ -1,0 +1,40 @@
+"""Instruction sets, recorded runs and real files for the tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pynca
+from pynca import _core
+from support import CHECKPOINT, DATA, REFERENCE
+
+
+@pytest.fixture(params=_core.available_isas())
+def isa(request: pytest.FixtureRequest) -> Any:
+    """Each instruction set that this CPU has, in turn."""
+    before = _core.isa()
+    _core.select_isa(request.param)
+    yield request.param
+    _core.select_isa(before)
+
+
+@pytest.fixture(scope="session")
+def reference() -> Path:
+    if not REFERENCE.is_dir():
+        pytest.skip(f"{REFERENCE} with the recorded runs is not there")
+    return REFERENCE
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    if not DATA.is_dir():
+        pytest.skip(f"{DATA} with the real files is not there")
+    return DATA
+
+
+@pytest.fixture(scope="session")
+def authors_model(reference: Path) -> pynca.Model:
+    return pynca.import_checkpoint(CHECKPOINT, labels={1: "hippocampus"})

@@ -1,0 +1,48 @@
+"""Where the recorded runs and the real files are, and random rules."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import pynca
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+REFERENCE = SHARED / "reference"
+DATA = SHARED / "data"
+CHECKPOINT = REFERENCE / "checkpoints" / "med_nca_hippocampus"
+
+
+def golden_cases(families: str) -> list[dict[str, Any]]:
+    """The index's cases of some families; empty where the recorded runs are missing."""
+    index = REFERENCE / "index.json"
+    if not index.is_file():
+        return []
+    return [case for case in json.loads(index.read_text()) if case["family"] in families]
+
+
+def random_weights(
+    perception: str, channels: int, hidden: int, *, kernel_size: int = 3, seed: int = 0, scale: float = 1.0
+) -> dict[str, np.ndarray]:
+    """Weights that keep a state of size one near size one."""
+    rng = np.random.default_rng(seed)
+
+    def draw(*shape: int) -> np.ndarray:
+        fan_in = max(1, int(np.prod(shape[1:])))
+        return (scale * rng.normal(size=shape) / np.sqrt(fan_in)).astype(np.float32)
+
+    weights = {"fc0.weight": draw(hidden, 3 * channels), "fc0.bias": draw(hidden), "fc1.weight": draw(channels, hidden)}
+    weights["fc1.weight"] *= 0.3
+    if perception == "conv":
+        for name in ("p0", "p1"):
+            weights[f"{name}.weight"] = draw(channels, channels, kernel_size, kernel_size)
+            weights[f"{name}.bias"] = draw(channels)
+    return weights
+
+
+def random_rule(perception: str, channels: int = 8, hidden: int = 24, **options: Any) -> pynca.Rule:
+    draws = {k: options.pop(k) for k in ("kernel_size", "seed", "scale") if k in options}
+    return pynca.Rule(random_weights(perception, channels, hidden, **draws), perception=perception, **options)
