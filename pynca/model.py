@@ -93,9 +93,7 @@ class Model:
             whole_number(level.scale, f"scale of level {n}", 1, 1024)
         scales = [level.scale for level in levels]
         if scales[-1] != 1 or any(a <= b or a % b for a, b in pairwise(scales)):
-            raise ValueError(
-                f"the levels have scales {scales}; they must descend to 1, each a multiple of the next"
-            )
+            raise ValueError(f"the levels have scales {scales}; they must descend to 1, each a multiple of the next")
         if len({(level.rule.channels, level.rule.input_channels) for level in levels}) > 1:
             raise ValueError("all levels of a model must have the same channels and image channels")
         if levels[0].rule.input_channels < 1:
@@ -104,9 +102,7 @@ class Model:
             isinstance(value, int) and 1 <= value <= 255 and isinstance(name, str)
             for value, name in self.labels.items()
         ):
-            raise ValueError(
-                f"labels are {dict(self.labels)}; there must be one name, for a value of 1 to 255"
-            )
+            raise ValueError(f"labels are {dict(self.labels)}; there must be one name, for a value of 1 to 255")
         if not 0.0 < self.threshold < 1.0:
             raise ValueError(f"threshold is {self.threshold}; it must be a probability between 0 and 1")
 
@@ -168,9 +164,7 @@ class Model:
         if not np.isfinite(array).all():
             raise ValueError("image holds values that are not finite")
         if masks is not None and len(masks) != len(self.levels):
-            raise ValueError(
-                f"masks has {len(masks)} entries; it must have one for each of {len(self.levels)} levels"
-            )
+            raise ValueError(f"masks has {len(masks)} entries; it must have one for each of {len(self.levels)} levels")
         one = np.zeros(1, np.uint32)
         return self.batch_logits(
             array[None].astype(np.float32), samples=one, slices=one, masks=masks, seed=seed, threads=threads
@@ -248,9 +242,7 @@ def load_model(path: str | os.PathLike[str]) -> Model:
     path = Path(path)
     tensors, metadata = tensorfile.read(path)
     if metadata.get("format") != "pynca":
-        raise ValueError(
-            f"{path} is a safetensors file without pynca's metadata; `pynca import` makes models"
-        )
+        raise ValueError(f"{path} is a safetensors file without pynca's metadata; `pynca import` makes models")
     if metadata.get("format_version") != FORMAT_VERSION:
         raise ValueError(
             f"{path} has format version {metadata.get('format_version')!r}; this pynca reads {FORMAT_VERSION}"

@@ -76,9 +76,7 @@ class Segmentation:
 
     def _geometry(self) -> Volume:
         if self.volume is None:
-            raise ValueError(
-                "the image was an array without affine; give affine= to predict, or save seg.mask"
-            )
+            raise ValueError("the image was an array without affine; give affine= to predict, or save seg.mask")
         return self.volume
 
 
@@ -226,9 +224,7 @@ def _open(image: Image, affine: ArrayLike | None) -> tuple[NDArray[Any], Volume 
         )
     wrong = data.size - int(np.isfinite(data).sum())
     if wrong:
-        raise ValueError(
-            f"the image holds {wrong} values that are not finite; replace them before segmenting"
-        )
+        raise ValueError(f"the image holds {wrong} values that are not finite; replace them before segmenting")
     if affine is None:
         return data, None
     matrix = np.asarray(affine, np.float64)

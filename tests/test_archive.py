@@ -357,7 +357,7 @@ def test_no_tensors_and_too_many_state_dicts(refuse):
     assert "state_dict, model;" in refuse(archive(program(mapping({"model": inner, "state_dict": inner}))))
 
 
-@pytest.mark.parametrize("key", ["\x1b[2J", "a\nb", "\udcff"])
+@pytest.mark.parametrize("key", ["\x1b[2J", "a\nb", "\udcff", "a" * 201])
 def test_unprintable_names(refuse, key):
     assert "printable" in refuse(archive(program(mapping({key: tensor()}))))
 

@@ -27,6 +27,7 @@ _MAX_PICKLE = 4 << 20  # bytes
 _MAX_INSTRUCTIONS = 200_000  # a tensor takes about thirty
 _MAX_STACK = 10_000  # torch.save puts at most two thousand values on it, in batches of one thousand pairs
 _MAX_DIMENSIONS = 8
+_MAX_NAME = 200
 
 # What torch.save wrote first before version 1.6: a pickle of its own magic number.
 _LEGACY_MAGIC = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."
@@ -327,9 +328,9 @@ def _named_tensors(top: object) -> dict[str, _Tensor]:
         raise _Refusal(
             f"it holds no tensors, neither at the top nor under {', '.join(_WRAPPERS)}; save model.state_dict()"
         )
-    # Names go into messages, so they must not carry a terminal's control characters.
-    if not all(isinstance(name, str) and name.isprintable() for name in tensors):
-        raise _Refusal("a tensor in it is not named by printable text; save model.state_dict()")
+    # Names go into messages, so they must be short and free of a terminal's control characters.
+    if not all(isinstance(name, str) and name.isprintable() and len(name) <= _MAX_NAME for name in tensors):
+        raise _Refusal(f"a tensor in it is not named by up to {_MAX_NAME} printable characters")
     if all(name.startswith("module.") for name in tensors):
         tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     return tensors

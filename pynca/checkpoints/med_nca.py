@@ -326,13 +326,9 @@ def _read_config(path: Path) -> Mapping[str, object]:
 def _read_rule(path: Path, config: _Config, fire_rate: float, input_channels: int | None) -> Rule:
     weights = read_state_dict(path)
     perception = _perception(path, weights)
+    channels = _input_channels(path, config, perception, input_channels)
     with _naming(path):
-        rule = Rule.from_state_dict(
-            weights,
-            perception=perception,
-            input_channels=_input_channels(path, config, perception, input_channels),
-            fire_rate=fire_rate,
-        )
+        rule = Rule.from_state_dict(weights, perception=perception, input_channels=channels, fire_rate=fire_rate)
     config.check_weights(path, rule)
     return rule
 
@@ -365,7 +361,7 @@ def _input_channels(path: Path, config: _Config, perception: Perception, given: 
     wanted = config.input_channels() if given is None else given
     if wanted not in (None, 1):
         raise ValueError(
-            f"input_channels is {wanted}; the authors' BackboneNCA keeps only the first channel fixed, so only "
+            f"{path}: input_channels is {wanted}; the authors' BackboneNCA keeps only the first channel fixed, so only "
             "checkpoints with one are supported"
         )
     return 1
