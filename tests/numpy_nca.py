@@ -25,7 +25,7 @@ def perceive(rule: pynca.Rule, w: dict[str, np.ndarray], state: np.ndarray) -> l
     radius = rule.kernel_size // 2
     mode = {"zero": {"mode": "constant"}, "reflect": {"mode": "reflect"}}[rule.padding]
     padded = np.pad(state, [(radius, radius), (radius, radius), (0, 0)], **mode)
-    height, width, channels = state.shape
+    height, width, _ = state.shape
     out = [np.zeros(state.shape), np.zeros(state.shape)]
     for a in range(rule.kernel_size):
         for b in range(rule.kernel_size):
