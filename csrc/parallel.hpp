@@ -35,10 +35,10 @@ class Team {
         run([](const void* context, int index) { (*static_cast<const Body*>(context))(index); }, &body);
     }
 
-  private:
     void run(void (*function)(const void*, int), const void* context);
 
-    void* workers_; // a list of them
+  private:
+    void* workers_; // a list of them; in a borrowing extension (gradient/guest.cpp) the lender's team
     int size_;
 };
 

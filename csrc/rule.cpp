@@ -21,24 +21,6 @@ void Buffer::Free::operator()(float* p) const {
     ::operator delete(p, kCacheLine);
 }
 
-template <class Weight>
-Matrix::Matrix(const Kernels& kernels, int outputs, int depth, const float* bias, const Weight& weight)
-    : data_(static_cast<size_t>(depth + 1) * round_up(outputs, kernels.width)),
-      panels_{data_.data(), depth, round_up(outputs, kernels.width)} {
-    float* to = data_.data();
-    for (int first = 0; first < panels_.outputs;) {
-        const int size = std::min(panels_.outputs - first, kernels.panel_vectors * kernels.width);
-        const int used = std::min(outputs - first, size);
-        for (int n = 0; bias && n < used; ++n)
-            to[n] = bias[first + n];
-        to += size;
-        for (int k = 0; k < depth; ++k, to += size)
-            for (int n = 0; n < used; ++n)
-                to[n] = weight(first + n, k);
-        first += size;
-    }
-}
-
 uint64_t fire_threshold(double fire_rate) {
     return static_cast<uint64_t>(std::nearbyint(fire_rate * 4294967296.0));
 }

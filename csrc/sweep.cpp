@@ -82,7 +82,7 @@ Sweep::Sweep(const Rule::Packed& rule, int width)
 }
 
 void Sweep::step(const Image& image, int first, int last, int step, const Edges& edges) {
-    start(image, first, last, edges);
+    start(image, first, last, edges, true);
     for (int y = first; y < last;) {
         y = fill_band(y, step);
         for (int begin = 0; begin < cells_; begin += block_)
@@ -92,11 +92,12 @@ void Sweep::step(const Image& image, int first, int last, int step, const Edges&
     }
 }
 
-void Sweep::start(const Image& image, int first, int last, const Edges& edges) {
+void Sweep::start(const Image& image, int first, int last, const Edges& edges, bool in_place) {
     image_ = &image;
     edges_ = edges;
     first_ = first;
     last_ = last;
+    in_place_ = in_place;
 }
 
 int Sweep::fill_band(int y, int step) {
@@ -137,7 +138,7 @@ const float* Sweep::old_row(int y) const {
         return edges_.above + (y - first_ + rule_.radius) * size;
     if (y >= last_)
         return edges_.below + (y - last_) * size;
-    if (y < band_first_)
+    if (y < band_first_ && in_place_)
         return kept_.data() + (y % rule_.radius) * size;
     return image_->row(y);
 }

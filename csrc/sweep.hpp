@@ -47,8 +47,8 @@ class Sweep {
     // One step of rows first <= y < last.
     void step(const Image& image, int first, int last, int step, const Edges& edges);
 
-    // The parts of a step, for those who need what it computes on the way.
-    void start(const Image& image, int first, int last, const Edges& edges);
+    // The parts of a step, for those who need what it computes on the way and change nothing.
+    void start(const Image& image) { start(image, 0, image.height, {}, false); }
     int fill_band(int y, int step);      // lists firing cells; returns the row after the band
     int cells() const { return cells_; } // in the band
     int block() const { return block_; } // most cells of one call of hide
@@ -67,6 +67,7 @@ class Sweep {
         int end; // index after its last firing cell
     };
 
+    void start(const Image& image, int first, int last, const Edges& edges, bool in_place);
     void list_row(int y, int step);
     const float* old_row(int y) const;
     int padded(int position, int size) const;
@@ -82,6 +83,7 @@ class Sweep {
     // the call in progress
     const Image* image_ = nullptr;
     Edges edges_;
+    bool in_place_ = true;
     int first_ = 0, last_ = 0;
     int band_first_ = 0, band_last_ = 0;
 

@@ -8,6 +8,7 @@ from libcpp.memory cimport unique_ptr
 from libcpp.string cimport string
 from libcpp.vector cimport vector
 
+from cpython.pycapsule cimport PyCapsule_New
 from cython.operator cimport dereference
 
 
@@ -60,6 +61,12 @@ cdef extern from "nca.hpp" namespace "nca" nogil:
     const int kMaxSteps
     const int kMaxLevels
     const int kMaxSamples
+
+
+cdef extern from "host.hpp" namespace "nca" nogil:
+    cdef struct Host:
+        pass
+    const Host& host()
 
 
 MAX_STEPS = kMaxSteps
@@ -171,3 +178,9 @@ def build_info():
         "compiler": PYNCA_COMPILER.decode(),
         "target": PYNCA_TARGET.decode(),
     }
+
+
+def lend():
+    """Kernels and threads of this module, as a capsule for `pynca.training._gradient`."""
+    active_kernels()  # raises where PYNCA_ISA names none that there is
+    return PyCapsule_New(<void*>&host(), b"pynca._core.host", NULL)

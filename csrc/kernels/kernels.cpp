@@ -146,6 +146,60 @@ void add(float* state, const float* delta, int first, int channels) {
         add_part<float>(state + c, delta + c);
 }
 
+// R rows and V registers of columns of an outer product.
+template <int R, int V>
+void outer_tile(const float* a, int a_stride, const float* b, int b_stride, int cells, float* out,
+                int out_stride) {
+    Vector sums[R][V];
+    for (int m = 0; m < R; ++m)
+        for (int v = 0; v < V; ++v)
+            sums[m][v] = load<Vector>(out + m * out_stride + v * kWidth);
+    for (int k = 0; k < cells; ++k, a += a_stride, b += b_stride) {
+        Vector w[V];
+        for (int v = 0; v < V; ++v)
+            w[v] = load<Vector>(b + v * kWidth);
+        for (int m = 0; m < R; ++m) {
+            const Vector x = broadcast(a[m]);
+            for (int v = 0; v < V; ++v)
+                sums[m][v] = multiply_add(x, w[v], sums[m][v]);
+        }
+    }
+    for (int m = 0; m < R; ++m)
+        for (int v = 0; v < V; ++v)
+            store(out + m * out_stride + v * kWidth, sums[m][v]);
+}
+
+template <int V>
+void outer_columns(const float* a, int a_stride, int rows, const float* b, int b_stride, int cells,
+                   float* out, int out_stride) {
+    int m = 0;
+    for (; m + kCells <= rows; m += kCells)
+        outer_tile<kCells, V>(a + m, a_stride, b, b_stride, cells, out + m * out_stride, out_stride);
+    for (; m + 2 <= rows; m += 2)
+        outer_tile<2, V>(a + m, a_stride, b, b_stride, cells, out + m * out_stride, out_stride);
+    for (; m < rows; ++m)
+        outer_tile<1, V>(a + m, a_stride, b, b_stride, cells, out + m * out_stride, out_stride);
+}
+
+void outer(const float* a, int a_stride, int rows, const float* b, int b_stride, int columns, int cells,
+           float* out, int out_stride) {
+    for (int n = 0; n < columns;) {
+        const int left = (columns - n + kWidth - 1) / kWidth;
+        const int vectors = left < kPanelVectors ? left : kPanelVectors;
+        auto run = outer_columns<1>;
+        if (vectors == 2)
+            run = outer_columns<2>;
+#if defined(NCA_ISA_AVX512)
+        if (vectors == 3)
+            run = outer_columns<3>;
+        if (vectors == 4)
+            run = outer_columns<4>;
+#endif
+        run(a, a_stride, rows, b + n, b_stride, cells, out + n, out_stride);
+        n += vectors * kWidth;
+    }
+}
+
 // Philox4x32-10, kWidth / 2 blocks of four cells at a time. Words stand in 64-bit lanes whose upper halves
 // hold leftovers of products: only the lower halves count until the end.
 void fire(const FireRow& row, int width, uint8_t* mask) {
@@ -185,6 +239,7 @@ void fire(const FireRow& row, int width, uint8_t* mask) {
 } // namespace
 
 extern const Kernels kernels;
-const Kernels kernels = {NCA_STRING(NCA_ISA), kCells, kWidth, kPanelVectors, product, sobel, add, fire};
+const Kernels kernels = {
+    NCA_STRING(NCA_ISA), kCells, kWidth, kPanelVectors, product, sobel, add, outer, fire};
 
 } // namespace nca::NCA_ISA

@@ -45,6 +45,11 @@ struct Kernels {
     // state[c] += delta[c] for first <= c < channels.
     void (*add)(float* state, const float* delta, int first, int channels);
 
+    // out[m][n] += sum over cells k of a[k][m] * b[k][n], in ascending k, for m < rows and n < columns
+    // rounded up to whole registers: out and b have room for them.
+    void (*outer)(const float* a, int a_stride, int rows, const float* b, int b_stride, int columns,
+                  int cells, float* out, int out_stride);
+
     // mask[x] = 1 where cell x fires; writes whole blocks of kFireBlock cells.
     void (*fire)(const FireRow& row, int width, uint8_t* mask);
 };

@@ -1,0 +1,27 @@
+// The gradient of a run: back-propagation through time of the step in sweep.cpp.
+#pragma once
+
+#include "../nca.hpp"
+
+namespace nca {
+
+// Gradients of the weights, in RuleWeights' shapes; p0 and p1 for conv only.
+struct WeightGradients {
+    float *p0_weight, *p0_bias, *p1_weight, *p1_bias;
+    float *fc0_weight, *fc0_bias;
+    float* fc1_weight;
+};
+
+// Runs `steps` steps and keeps every state: states is (steps + 1, count, height, width, channels), the first
+// given. The same bits as run.
+void rollout(const RuleWeights& weights, float* states, size_t count, int height, int width, int steps,
+             const Fire& fire, int threads);
+
+// Turns the gradient of a loss with respect to the last state into that with respect to the first, in place,
+// and writes the gradient of the weights. `states` are those of rollout, `fire` the same. Only cells that
+// fired are visited; their hidden layer is computed again. The result does not depend on the number of
+// threads: members of the batch are summed in a fixed number of slots.
+void backward(const RuleWeights& weights, const float* states, float* gradient, size_t count, int height,
+              int width, int steps, const Fire& fire, int threads, const WeightGradients& out);
+
+} // namespace nca

@@ -1,0 +1,147 @@
+// pybind11: a run that remembers its states, and its gradient.
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <map>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "gradient/gradient.hpp"
+#include "gradient/guest.hpp"
+
+namespace py = pybind11;
+
+namespace {
+
+using Floats = py::array_t<float, py::array::c_style>;
+using Bytes = py::array_t<uint8_t, py::array::c_style>;
+using Numbers = py::array_t<uint32_t, py::array::c_style>;
+using Weights = std::map<std::string, Floats>;
+
+// Steps of a rule on a batch of states. Keeps every state in memory; hidden layers are computed again.
+class Rollout {
+  public:
+    Rollout(const std::string& perception, const std::string& padding, int input_channels, double fire_rate,
+            Weights weights, const Floats& state, int steps, std::optional<Bytes> masks, uint64_t seed,
+            int level, Numbers samples, Numbers slices, int threads)
+        : weights_(std::move(weights)), masks_(std::move(masks)), samples_(std::move(samples)),
+          slices_(std::move(slices)), steps_(steps), threads_(threads) {
+        if (state.ndim() != 4)
+            throw std::invalid_argument("state must be (N, H, W, C)");
+        const auto* shape = state.shape();
+        rule_ = describe(perception, padding, input_channels, fire_rate);
+        check(shape);
+        states_ = Floats({static_cast<py::ssize_t>(steps) + 1, shape[0], shape[1], shape[2], shape[3]});
+        std::copy_n(state.data(), state.size(), states_.mutable_data());
+        fire_ = {masks_ ? masks_->data() : nullptr, seed, level, samples_.data(), slices_.data()};
+        float* states = states_.mutable_data();
+        const py::gil_scoped_release release;
+        nca::rollout(rule_, states, count(), height(), width(), steps_, fire_, threads_);
+    }
+
+    // The last state, (N, H, W, C).
+    Floats final_state() const {
+        Floats result({states_.shape(1), states_.shape(2), states_.shape(3), states_.shape(4)});
+        std::copy_n(states_.data() + steps_ * result.size(), result.size(), result.mutable_data());
+        return result;
+    }
+
+    // The gradients of the weights and of the first state, given that of the last.
+    std::pair<Weights, Floats> backward(const Floats& gradient) const {
+        if (gradient.ndim() != 4 || !std::equal(gradient.shape(), gradient.shape() + 4, states_.shape() + 1))
+            throw std::invalid_argument("gradient must have the shape of the state");
+        Floats state({gradient.shape(0), gradient.shape(1), gradient.shape(2), gradient.shape(3)});
+        std::copy_n(gradient.data(), gradient.size(), state.mutable_data());
+        Weights out;
+        for (const auto& [name, weight] : weights_)
+            out[name] = Floats(std::vector<py::ssize_t>(weight.shape(), weight.shape() + weight.ndim()));
+        const auto at = [&](const char* name) {
+            const auto found = out.find(name);
+            return found == out.end() ? nullptr : found->second.mutable_data();
+        };
+        const nca::WeightGradients to = {at("p0.weight"),  at("p0.bias"),  at("p1.weight"), at("p1.bias"),
+                                         at("fc0.weight"), at("fc0.bias"), at("fc1.weight")};
+        float* first = state.mutable_data();
+        {
+            const py::gil_scoped_release release;
+            nca::backward(rule_, states_.data(), first, count(), height(), width(), steps_, fire_, threads_,
+                          to);
+        }
+        return {std::move(out), std::move(state)};
+    }
+
+  private:
+    size_t count() const { return static_cast<size_t>(states_.shape(1)); }
+    int height() const { return static_cast<int>(states_.shape(2)); }
+    int width() const { return static_cast<int>(states_.shape(3)); }
+
+    const float* weight(const char* name) const {
+        const auto found = weights_.find(name);
+        return found == weights_.end() ? nullptr : found->second.data();
+    }
+
+    nca::RuleWeights describe(const std::string& perception, const std::string& padding, int input_channels,
+                              double fire_rate) const {
+        const bool conv = perception == "conv";
+        const Floats& fc1 = weights_.at("fc1.weight");
+        return {conv ? nca::Perception::conv : nca::Perception::sobel,
+                padding == "reflect" ? nca::Padding::reflect : nca::Padding::zero,
+                static_cast<int>(fc1.shape(0)),
+                input_channels,
+                static_cast<int>(fc1.shape(1)),
+                conv ? static_cast<int>(weights_.at("p0.weight").shape(3)) : 3,
+                fire_rate,
+                weight("p0.weight"),
+                weight("p0.bias"),
+                weight("p1.weight"),
+                weight("p1.bias"),
+                weight("fc0.weight"),
+                weight("fc0.bias"),
+                weight("fc1.weight")};
+    }
+
+    // Sizes only: values and options are checked by pynca.Rule.
+    void check(const py::ssize_t* shape) const {
+        if (shape[0] < 1 || shape[1] < 1 || shape[2] < 1 || shape[3] != rule_.channels)
+            throw std::invalid_argument("state must be (N, H, W, " + std::to_string(rule_.channels) +
+                                        "), not empty");
+        if (masks_ && (masks_->ndim() != 4 || masks_->shape(0) != steps_ ||
+                       !std::equal(shape, shape + 3, masks_->shape() + 1)))
+            throw std::invalid_argument("masks must be (steps, N, H, W)");
+        if (samples_.size() != shape[0] || slices_.size() != shape[0])
+            throw std::invalid_argument("samples and slices must have a number for each member of the batch");
+    }
+
+    Weights weights_;
+    std::optional<Bytes> masks_;
+    Numbers samples_, slices_;
+    int steps_, threads_;
+    nca::RuleWeights rule_{};
+    nca::Fire fire_{};
+    Floats states_;
+};
+
+} // namespace
+
+PYBIND11_MODULE(_gradient, module) {
+    module.doc() = "The gradient of a run, with the kernels and threads of pynca._core.";
+    const py::capsule host = py::module_::import("pynca._core").attr("lend")();
+    nca::borrow(*static_cast<const nca::Host*>(PyCapsule_GetPointer(host.ptr(), "pynca._core.host")));
+
+    py::class_<Rollout>(module, "Rollout",
+                        "Steps of a rule on a batch of states, remembered for the gradient.")
+        .def(py::init<const std::string&, const std::string&, int, double, Weights, const Floats&, int,
+                      std::optional<Bytes>, uint64_t, int, Numbers, Numbers, int>(),
+             py::arg("perception"), py::arg("padding"), py::arg("input_channels"), py::arg("fire_rate"),
+             py::arg("weights"), py::arg("state").noconvert(), py::arg("steps"), py::arg("masks"),
+             py::arg("seed"), py::arg("level"), py::arg("samples"), py::arg("slices"), py::arg("threads"))
+        .def_property_readonly("final_state", &Rollout::final_state, "The last state, (N, H, W, C).")
+        .def("backward", &Rollout::backward, py::arg("gradient").noconvert(),
+             "Gradients of the weights and of the first state, given that of the last state.");
+}

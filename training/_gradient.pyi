@@ -1,0 +1,27 @@
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+class Rollout:
+    def __init__(
+        self,
+        perception: str,
+        padding: str,
+        input_channels: int,
+        fire_rate: float,
+        weights: Mapping[str, NDArray[np.float32]],
+        state: NDArray[np.float32],
+        steps: int,
+        masks: NDArray[np.uint8] | None,
+        seed: int,
+        level: int,
+        samples: NDArray[np.uint32],
+        slices: NDArray[np.uint32],
+        threads: int,
+    ) -> None: ...
+    @property
+    def final_state(self) -> NDArray[np.float32]: ...
+    def backward(
+        self, gradient: NDArray[np.float32]
+    ) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.float32]]: ...

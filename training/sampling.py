@@ -1,0 +1,141 @@
+"""Batches of prepared slices: which, what of them, and how they are varied.
+
+A batch is a pure function of (seed, attempt, number of the batch), so that training can stop and go on anywhere.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pynca.rule import FloatArray
+
+
+@dataclass(frozen=True)
+class Slices:
+    """Prepared slices of all training volumes.
+
+    Parameters
+    ----------
+    images : array
+        float32 (N, H, W), as `pynca.Preparation.prepare` gives them.
+    labels : array
+        float32 (N, H, W) in [0, 1]: the share of each prepared pixel that belongs to the label.
+    """
+
+    images: FloatArray
+    labels: FloatArray
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How far slices are varied. Each is the largest deviation, drawn evenly to both sides; 0 turns it off.
+
+    Parameters
+    ----------
+    flip : bool
+        Mirror along each axis with probability one half.
+    rotation : float
+        Degrees.
+    scale : float
+        Relative size.
+    shift : float
+        Pixels.
+    tone : float
+        Bend of the grey scale: ``x + a x (1 - x)``.
+    contrast : float
+        Relative range of grey values, around one half.
+    bias : float
+        Relative brightness between the middle and the corners, along each axis and bent.
+    noise : float
+        Largest standard deviation of added normal noise.
+    """
+
+    flip: bool = False
+    rotation: float = 12.0
+    scale: float = 0.12
+    shift: float = 3.0
+    tone: float = 0.3
+    contrast: float = 0.15
+    bias: float = 0.2
+    noise: float = 0.04
+
+
+def generator(seed: int, attempt: int, batch: int) -> np.random.Generator:
+    """Return the random numbers of one batch."""
+    return np.random.Generator(np.random.Philox(key=[seed, attempt], counter=[0, 0, 0, batch]))
+
+
+def draw(
+    slices: Slices, count: int, augmentation: Augmentation, random: np.random.Generator
+) -> tuple[FloatArray, FloatArray]:
+    """Draw images and labels (count, H, W): half of the slices show the label, the rest are any."""
+    shown = np.flatnonzero(slices.labels.max(axis=(1, 2)) > 0.5)
+    chosen = random.integers(len(slices.images), size=count)
+    chosen[: count // 2] = random.choice(shown, count // 2)
+    return vary(slices.images[chosen], slices.labels[chosen], augmentation, random)
+
+
+def vary(
+    images: FloatArray, labels: FloatArray, a: Augmentation, random: np.random.Generator
+) -> tuple[FloatArray, FloatArray]:
+    """Move images and labels together, then change the images' grey values."""
+    count, height, width = images.shape
+
+    def spread(limit: float) -> NDArray[np.float64]:
+        return random.uniform(-limit, limit, (count, 1, 1))
+
+    turn, size = np.deg2rad(spread(a.rotation)), 1.0 + spread(a.scale)
+    # not NumPy's, which choose their code by CPU
+    cosine, sine = (np.array([f(t) for t in turn.flat]).reshape(turn.shape) for f in (math.cos, math.sin))
+    mirror = np.where(random.random((2, count, 1, 1)) < 0.5 * a.flip, -1.0, 1.0)
+    y, x = np.meshgrid(np.arange(height) - (height - 1) / 2, np.arange(width) - (width - 1) / 2, indexing="ij")
+    rows = (cosine * y - sine * x) / size * mirror[0] + (height - 1) / 2 + spread(a.shift)
+    columns = (sine * y + cosine * x) / size * mirror[1] + (width - 1) / 2 + spread(a.shift)
+    images, labels = (_read(array, rows, columns) for array in (images, labels))
+
+    v, u = 2 * y / height, 2 * x / width
+    field = 1.0 + spread(a.bias) * u + spread(a.bias) * v + spread(a.bias) * (u * u - v * v)
+    grey = images * field
+    grey = grey + spread(a.tone) * grey * (1 - grey)
+    grey = 0.5 + (grey - 0.5) * (1.0 + spread(a.contrast)) + spread(a.contrast / 2)
+    grey = grey + random.uniform(0, a.noise, (count, 1, 1)) * random.standard_normal(grey.shape)
+    return np.clip(grey, 0, 1).astype(np.float32), labels
+
+
+def corners(
+    labels: FloatArray, size: tuple[int, int], scale: int, random: np.random.Generator
+) -> NDArray[np.int64]:
+    """Choose a patch in each slice (N, 2): half of them around a random pixel of the label, the rest anywhere.
+
+    Corners are multiples of ``scale``, so that a patch is made of whole coarse cells.
+    """
+    limits = np.array(labels.shape[1:]) - size
+    places = np.floor(random.random((len(labels), 2)) * (limits + 1)).astype(np.int64)
+    wanted, which = random.random(len(labels)) < 0.5, random.random(len(labels))
+    for n in np.flatnonzero(wanted):
+        pixels = np.argwhere(labels[n] > 0.5)
+        if len(pixels):
+            places[n] = np.clip(pixels[int(which[n] * len(pixels))] - np.array(size) // 2, 0, limits)
+    return places // scale * scale
+
+
+def cut(arrays: FloatArray, places: NDArray[np.int64], size: tuple[int, int]) -> FloatArray:
+    """Cut each slice's patch (N, *size)."""
+    return np.stack([a[y : y + size[0], x : x + size[1]] for a, (y, x) in zip(arrays, places.tolist(), strict=True)])
+
+
+def _read(images: FloatArray, rows: NDArray[np.float64], columns: NDArray[np.float64]) -> FloatArray:
+    """Read each image at fractional positions, linearly, clamped at the border."""
+    count, height, width = images.shape
+    rows, columns = np.clip(rows, 0, height - 1), np.clip(columns, 0, width - 1)
+    top, left = np.floor(rows).astype(np.intp), np.floor(columns).astype(np.intp)
+    below, right = np.minimum(top + 1, height - 1), np.minimum(left + 1, width - 1)
+    fall, lean = (rows - top).astype(np.float32), (columns - left).astype(np.float32)
+    n = np.arange(count)[:, None, None]
+    upper = images[n, top, left] * (1 - lean) + images[n, top, right] * lean
+    lower = images[n, below, left] * (1 - lean) + images[n, below, right] * lean
+    return upper * (1 - fall) + lower * fall

@@ -1,0 +1,180 @@
+"""A tape: values that know what they were made from, so that a loss can be differentiated.
+
+A `Node` holds an array and, once `backward` has run, the gradient of the loss with respect to it. Each operation
+makes a node and says how its gradient goes back to what it was made from. There are just the operations that a
+Med-NCA needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pynca import Rule, _core
+from pynca.config import thread_count
+from pynca.rule import FloatArray, UInt8Array
+
+from . import losses
+from ._gradient import Rollout
+
+Gradients = dict[str, FloatArray]
+
+
+class Node:
+    """An array on the tape.
+
+    Parameters
+    ----------
+    value : array
+        float32.
+    parents : sequence of Node
+        What it was made from.
+    spread : callable, optional
+        Takes the gradient with respect to this value and returns one for each parent, or None.
+    """
+
+    def __init__(
+        self,
+        value: FloatArray,
+        parents: Sequence[Node] = (),
+        spread: Callable[[FloatArray], Sequence[FloatArray | None]] | None = None,
+    ) -> None:
+        self.value = value
+        self.parents = tuple(parents)
+        self.gradient: FloatArray | None = None
+        self._spread = spread
+
+    def backward(self) -> None:
+        """Differentiate this value, which must be a single number, with respect to all it was made from."""
+        self.gradient = np.ones_like(self.value)
+        for node in reversed(_in_order(self)):
+            if node._spread is None or node.gradient is None:
+                continue
+            for parent, gradient in zip(node.parents, node._spread(node.gradient), strict=True):
+                if gradient is not None:
+                    parent.gradient = gradient if parent.gradient is None else parent.gradient + gradient
+
+
+class Weights(Node):
+    """The weights of a rule as a leaf of the tape; ``gradients`` collects theirs, named and laid out as in ``rule``."""
+
+    def __init__(self, rule: Rule) -> None:
+        super().__init__(np.zeros(0, np.float32))
+        self.rule = rule
+        self.gradients: Gradients = {}
+
+    def collect(self, gradients: Gradients) -> None:
+        """Add to the gradients."""
+        for name, gradient in gradients.items():
+            self.gradients[name] = self.gradients[name] + gradient if name in self.gradients else gradient
+
+
+def nca(
+    weights: Weights,
+    state: Node,
+    steps: int,
+    *,
+    masks: UInt8Array | None = None,
+    seed: int = 0,
+    level: int = 0,
+    threads: int | None = None,
+) -> Node:
+    """Run a rule on a state (N, H, W, C); masks are (steps, N, H, W), else drawn with batch member n as sample n."""
+    rule, count = weights.rule, len(state.value)
+    rollout = Rollout(
+        rule.perception,
+        rule.padding,
+        rule.input_channels,
+        rule.fire_rate,
+        dict(rule.weights),
+        np.ascontiguousarray(state.value),
+        steps,
+        masks,
+        seed,
+        level,
+        np.arange(count, dtype=np.uint32) % _core.MAX_SAMPLES,
+        np.zeros(count, np.uint32),
+        thread_count(threads),
+    )
+
+    def spread(gradient: FloatArray) -> tuple[None, FloatArray]:
+        of_weights, of_state = rollout.backward(np.ascontiguousarray(gradient))
+        weights.collect(of_weights)
+        return None, of_state
+
+    return Node(rollout.final_state, (weights, state), spread)
+
+
+def upsample(state: Node, scale: int) -> Node:
+    """Repeat each cell of (N, H, W, C) scale x scale times."""
+    count, height, width, channels = state.value.shape
+
+    def spread(gradient: FloatArray) -> tuple[FloatArray]:
+        return (gradient.reshape(count, height, scale, width, scale, channels).sum(axis=(2, 4)),)
+
+    return Node(state.value.repeat(scale, axis=1).repeat(scale, axis=2), (state,), spread)
+
+
+def crop(state: Node, corners: NDArray[np.integer], size: tuple[int, int]) -> Node:
+    """Cut one patch of ``size`` from each member of (N, H, W, C), at its own corner (N, 2)."""
+    height, width = size
+    places = [(n, slice(y, y + height), slice(x, x + width)) for n, (y, x) in enumerate(corners.tolist())]
+
+    def spread(gradient: FloatArray) -> tuple[FloatArray]:
+        whole = np.zeros_like(state.value)
+        for n, place in enumerate(places):
+            whole[place] = gradient[n]
+        return (whole,)
+
+    return Node(np.stack([state.value[place] for place in places]), (state,), spread)
+
+
+def concatenate(parts: Sequence[Node]) -> Node:
+    """Join along the channels."""
+    ends = np.cumsum([part.value.shape[-1] for part in parts])[:-1]
+    return Node(
+        np.concatenate([part.value for part in parts], axis=-1),
+        parts,
+        lambda gradient: [np.ascontiguousarray(g) for g in np.split(gradient, ends, axis=-1)],
+    )
+
+
+def channels(state: Node, first: int, last: int) -> Node:
+    """Take channels first .. last - 1."""
+
+    def spread(gradient: FloatArray) -> tuple[FloatArray]:
+        whole = np.zeros_like(state.value)
+        whole[..., first:last] = gradient
+        return (whole,)
+
+    return Node(np.ascontiguousarray(state.value[..., first:last]), (state,), spread)
+
+
+def sigmoid(logits: Node) -> Node:
+    """1 / (1 + e^-x)."""
+    p = losses.sigmoid(logits.value.astype(np.float64)).astype(np.float32)
+    return Node(p, (logits,), lambda gradient: (gradient * p * (1 - p),))
+
+
+def loss(name: str, logits: Node, target: FloatArray) -> Node:
+    """One of the losses in `pynca.training.losses`; ``target`` has the logits' shape."""
+    value, slope = losses.evaluate(name, logits.value, target)
+    return Node(np.array(value, np.float64), (logits,), lambda gradient: (slope * np.float32(gradient),))
+
+
+def _in_order(last: Node) -> list[Node]:
+    """Every node that a value depends on, each after all that it depends on."""
+    order: list[Node] = []
+    seen: set[int] = set()
+    stack: list[tuple[Node, bool]] = [(last, False)]
+    while stack:
+        node, done = stack.pop()
+        if done:
+            order.append(node)
+        elif id(node) not in seen:
+            seen.add(id(node))
+            stack.append((node, True))
+            stack.extend((parent, False) for parent in node.parents)
+    return order
