@@ -108,6 +108,66 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--training-data", default="", help="what they were trained on, for the model's card")
     command.add_argument("--citation", default="", help="how to cite them, for the model's card")
     command.set_defaults(run=_import)
+
+    command = commands.add_parser(
+        "evaluate",
+        help="measure a model on images with labels",
+        description="Segment every image of a folder and compare with the label of the same name, in the image's own "
+        "voxels: hard Dice, soft Dice as Med-NCA's code computes it, 95 %% Hausdorff distance and volume error, with "
+        "mean, standard deviation and the bootstrap interval of the mean.",
+    )
+    command.add_argument("--images", type=Path, required=True, metavar="DIR", help="folder of .nii or .nii.gz images")
+    command.add_argument("--labels", type=Path, required=True, metavar="DIR", help="folder of labels of the same names")
+    command.add_argument("-m", "--model", type=Path, required=True, help="a model file (.safetensors)")
+    command.add_argument("--cases", type=Path, metavar="FILE", help="only the label files named in this text file")
+    command.add_argument("-o", "--output", type=Path, metavar="CSV", help="also write one row a case")
+    command.add_argument("--samples", type=_whole, default=1, metavar="N", help="average N runs (default 1)")
+    command.add_argument("--seed", type=_whole, default=0, metavar="S", help="seed of the automaton (default 0)")
+    command.add_argument("--threads", type=_whole, metavar="N", help="threads (default: all usable CPUs)")
+    command.set_defaults(run=_evaluate)
+
+    command = commands.add_parser(
+        "train",
+        help="train a model on images with labels",
+        description="Train a two-level Med-NCA. Every label value above 0 counts as the label. State, log.jsonl and "
+        "learning curve go to a folder beside MODEL; an interrupted training goes on with --resume at the same point. "
+        "The same seed gives the same weights on the same instruction set.",
+    )
+    source = command.add_argument_group("cases")
+    source.add_argument("--images", type=Path, metavar="DIR", help="folder of .nii or .nii.gz images")
+    source.add_argument("--labels", type=Path, metavar="DIR", help="folder of labels of the same names")
+    source.add_argument("--dataset", type=Path, metavar="DIR", help="instead: dataset.json, imagesTr, labelsTr")
+    source.add_argument(
+        "--validation", default="0.2", metavar="WHAT", help="a share, a text file of label names, or none (default 0.2)"
+    )
+    size = command.add_argument_group("model")
+    size.add_argument("--channels", type=_whole, default=32, metavar="N", help="channels of a cell (default 32)")
+    size.add_argument("--hidden", type=_whole, default=128, metavar="N", help="hidden units (default 128)")
+    size.add_argument("--steps", type=_whole, nargs=2, default=(16, 16), metavar="N", help="coarse and fine steps (16)")
+    size.add_argument(
+        "--size", type=_whole, nargs=2, default=(64, 64), metavar="N", help="rows, columns of a slice (64)"
+    )
+    size.add_argument("--orientation", default="RAS", metavar="CODE", help="orientation to learn in (default RAS)")
+    size.add_argument("--axis", type=_whole, default=2, metavar="N", help="axis to slice along (default 2)")
+    size.add_argument("--label", default="foreground", metavar="NAME", help="what the model segments")
+    size.add_argument("--licence", default="", help="licence of the weights, for the card")
+    size.add_argument("--training-data", default="", help="what it was trained on, for the card")
+    how = command.add_argument_group("training")
+    length = how.add_mutually_exclusive_group()
+    length.add_argument("--epochs", type=float, metavar="N", help="passes through all slices (default 40)")
+    length.add_argument("--minutes", type=float, metavar="N", help="as many batches as fit into this time")
+    how.add_argument("--batch", type=_whole, default=16, metavar="N", help="slices in a batch (default 16)")
+    how.add_argument(
+        "--patch", type=_whole, nargs=2, default=(32, 32), metavar="N", help="patch of the fine level (32)"
+    )
+    how.add_argument("--rate", type=float, default=1.6e-3, metavar="R", help="learning rate (default 0.0016)")
+    how.add_argument("--loss", default="dice_bce", help="dice, bce, dice_bce (default) or dice_focal")
+    how.add_argument("--seed", type=_whole, default=0, metavar="S", help="seed of everything (default 0)")
+    how.add_argument("--threads", type=_whole, metavar="N", help="threads (default: all usable CPUs)")
+    how.add_argument("--resume", action="store_true", help="go on where an interrupted training stopped")
+    command.add_argument("-o", "--output", type=Path, required=True, metavar="MODEL", help="model file (.safetensors)")
+    command.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
+    command.set_defaults(run=_train)
     return parser
 
 
@@ -303,6 +363,119 @@ def _import(arguments: argparse.Namespace) -> int:
     replace(model, card=card).save(arguments.output)
     size = arguments.output.stat().st_size
     print(f"{arguments.output}: {len(model.levels)} levels, {model.parameters} parameters, {size / 1000:.0f} kB")
+    return DONE
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from .evaluation import score_file, table, write_csv
+    from .model import load_model
+    from .progress import Progress
+    from .training.dataset import find_cases
+
+    if not arguments.model.exists():
+        raise _WrongUse(f"{arguments.model} does not exist; -m takes a model file")
+    cases = find_cases(arguments.images, arguments.labels).cases
+    if arguments.cases is not None:
+        names = set(arguments.cases.read_text(encoding="utf-8").split())
+        unknown = sorted(names - {case.name for case in cases})
+        if unknown:
+            raise _WrongUse(f"{arguments.cases} names {unknown[0]}, which is not among the labels")
+        cases = [case for case in cases if case.name in names]
+    model = load_model(arguments.model)
+    scores, failed = [], 0
+    options = {"seed": arguments.seed, "samples": arguments.samples, "threads": arguments.threads}
+    with Progress(len(cases), "evaluating") as bar:
+        for case in cases:
+            try:
+                scores.append(score_file(model, case.image, case.label, **options))
+            except (ValueError, OSError, MemoryError) as error:
+                failed += 1
+                bar.erase()
+                _fail(error, FAILED, case.image)
+            bar.advance()
+    if arguments.output is not None:
+        write_csv(arguments.output, scores)
+    print(table(scores))
+    return FAILED if failed else DONE
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from .model import Card
+    from .preprocessing import Preparation
+    from .progress import Progress
+    from .training.dataset import find_cases, read_dataset, split
+    from .training.fit import LOG, STATE, Recipe, State
+    from .training.train import draw_curve, train
+
+    output = arguments.output
+    folder = output.with_name(output.stem + ".training")
+    if output.suffix != ".safetensors":
+        raise _WrongUse(f"{output}: the name of a model file must end in .safetensors")
+    if arguments.resume and not (folder / STATE).exists():
+        raise _WrongUse(f"{folder} holds no training to go on with; leave --resume out to start one")
+    if not arguments.resume and folder.exists():
+        raise _WrongUse(f"{folder} holds another training; give --resume to go on with it, or remove it")
+    try:
+        if arguments.dataset is not None:
+            dataset = read_dataset(arguments.dataset)
+        elif arguments.images is not None and arguments.labels is not None:
+            dataset = find_cases(arguments.images, arguments.labels)
+        else:
+            raise _WrongUse("give --images and --labels, or --dataset")
+        cases, validation = split(dataset, arguments.validation)
+        preparation = Preparation(tuple(arguments.size), arguments.orientation, arguments.axis)
+        recipe = Recipe(
+            channels=arguments.channels,
+            hidden=arguments.hidden,
+            steps=tuple(arguments.steps),
+            patch=tuple(arguments.patch),
+            batch=arguments.batch,
+            rate=arguments.rate,
+            loss=arguments.loss,
+            seed=arguments.seed,
+        )
+    except ValueError as error:
+        raise _WrongUse(str(error)) from None
+
+    def report(entry: dict[str, float]) -> None:
+        if not arguments.quiet:
+            bar.erase()
+            print(
+                f"batch {entry['batch']:.0f}: loss {entry['loss']:.4f}, validation Dice {entry['score']:.4f}, "
+                f"rate {entry['rate']:.2g}, {entry['seconds'] / 60:.1f} min",
+                flush=True,
+            )
+
+    def tick(state: State, recipe: Recipe) -> None:
+        label = (
+            f"batch {state.batch} of {recipe.batches}: loss {state.smooth_loss:.3f}, best Dice {state.best_score:.3f}"
+        )
+        bar.show(state.batch / recipe.batches, label)
+
+    with Progress(1, "reading", enabled=not arguments.quiet) as bar:
+        outcome = train(
+            dataset,
+            cases,
+            validation,
+            recipe,
+            preparation,
+            folder,
+            labels={1: arguments.label},
+            card=Card(name=output.stem, licence=arguments.licence, training_data=arguments.training_data),
+            epochs=40 if arguments.epochs is None and arguments.minutes is None else arguments.epochs,
+            minutes=arguments.minutes,
+            resume=arguments.resume,
+            threads=arguments.threads,
+            report=report,
+            tick=tick,
+        )
+    outcome.model.save(output)
+    if not arguments.quiet:
+        print(f"{output}: {outcome.model.parameters} parameters; {outcome.model.card.accuracy}")
+    try:
+        draw_curve(folder / LOG, folder / "curve.png")
+    except ModuleNotFoundError:
+        print("pynca: no learning curve was drawn; it needs `pip install '.[plot]'`", file=sys.stderr)
     return DONE
 
 

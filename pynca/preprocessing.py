@@ -102,6 +102,13 @@ def resize_cubic(images: NDArray[np.float64], size: tuple[int, int]) -> NDArray[
     return images
 
 
+def resize_linear(images: FloatArray, size: tuple[int, int]) -> FloatArray:
+    """Resize (N, h, w) linearly: half-pixel centres, clamped border, no antialiasing."""
+    for axis, n in enumerate(size, start=1):
+        images = _linear(images, (np.arange(n) + 0.5) * images.shape[axis] / n - 0.5, axis)
+    return images
+
+
 def shrink_linear(image: FloatArray, scale: int) -> FloatArray:
     """Shrink (N, H, W, ...) by a whole factor: linear, half-pixel centres, no antialiasing; sizes divide by it."""
     for axis in (1, 2):

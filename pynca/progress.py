@@ -24,7 +24,7 @@ class Progress:
 
     def __init__(self, total: int, label: str = "", *, enabled: bool = True) -> None:
         self._total = max(total, 1)
-        self._done = 0
+        self._done = 0.0
         self._label = label
         self._visible = enabled and sys.stderr is not None and sys.stderr.isatty()
         self._start = time.monotonic()
@@ -38,6 +38,12 @@ class Progress:
         """Count finished units and change the label."""
         self._done += units
         self._label = self._label if label is None else label
+        self._draw()
+
+    def show(self, share: float, label: str) -> None:
+        """Show a share of the whole that is done, and a label."""
+        self._done = share * self._total
+        self._label = label
         self._draw()
 
     def erase(self) -> None:

@@ -132,9 +132,14 @@ class Rule:
 
     def state_dict(self) -> dict[str, FloatArray]:
         """Return copies of the weights in the papers' names and axis order (see `from_state_dict`)."""
+        return self.in_papers_axes(self.weights)
+
+    @staticmethod
+    def in_papers_axes(weights: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
+        """Return copies of weights, or of their gradients, with kernels in the axis order of the papers' code."""
         return {
             name: np.ascontiguousarray(np.swapaxes(w, -1, -2)) if name in _KERNELS else w.copy()
-            for name, w in self.weights.items()
+            for name, w in weights.items()
         }
 
     def run(

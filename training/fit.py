@@ -115,9 +115,7 @@ def loss_and_gradients(
     start = np.zeros((*small.shape, recipe.channels), np.float32)
     start[..., 0] = small
     state = tape.nca(coarse, tape.Node(start), recipe.steps[0], seed=seed, level=0, threads=threads)
-    state = tape.crop(
-        state, places // recipe.scale, (recipe.patch[0] // recipe.scale, recipe.patch[1] // recipe.scale)
-    )
+    state = tape.crop(state, places // recipe.scale, (recipe.patch[0] // recipe.scale, recipe.patch[1] // recipe.scale))
     state = tape.channels(tape.upsample(state, recipe.scale), 1, recipe.channels)
     image = tape.Node(cut(images, places, recipe.patch)[..., None])
     state = tape.nca(fine, tape.concatenate([image, state]), recipe.steps[1], seed=seed, level=1, threads=threads)
@@ -127,10 +125,12 @@ def loss_and_gradients(
 
 
 def rules_of(levels: Sequence[Arrays], recipe: Recipe) -> list[Rule]:
+    """Make rules of the weights of all levels."""
     return [Rule(weights, perception=recipe.perception, fire_rate=recipe.fire_rate) for weights in levels]  # type: ignore[arg-type]
 
 
 def model_of(levels: Sequence[Arrays], recipe: Recipe, preparation: Preparation, **options: Any) -> Model:
+    """Make a model of the weights of all levels."""
     scales = (recipe.scale, 1)
     rules = rules_of(levels, recipe)
     return Model(
@@ -159,6 +159,7 @@ class State:
 
     @classmethod
     def start(cls, recipe: Recipe) -> State:
+        """Return the state before the first batch."""
         levels = initial_weights(recipe)
         return cls(levels, levels, [Adam(recipe.betas) for _ in levels], best=levels)
 
@@ -178,7 +179,8 @@ def fit(
     score: Callable[[Model], float] | None = None,
     folder: str | os.PathLike[str] | None = None,
     resume: bool = False,
-    report: Callable[[dict[str, float]], None] | None = None,
+    report: Callable[[dict[str, float]], None] = lambda entry: None,
+    tick: Callable[[State, Recipe], None] = lambda state, recipe: None,
     threads: int | None = None,
     **options: Any,
 ) -> Model:
@@ -200,6 +202,8 @@ def fit(
         Go on from the state in ``folder``, at exactly the point where it was saved. Default False.
     report : callable, optional
         Called at every evaluation with batch, loss, score, rate, attempt and seconds.
+    tick : callable, optional
+        Called after every batch with the state and the recipe.
     threads : int, optional
         The result does not depend on it.
     **options
@@ -215,10 +219,11 @@ def fit(
         The run failed again and again, at ever lower rates.
     """
     path = None if folder is None else Path(folder)
-    state = load_state(path / "state.safetensors", recipe) if resume and path is not None else State.start(recipe)
+    state = load_state(path / STATE, recipe) if resume and path is not None else State.start(recipe)
     began = time.monotonic() - state.seconds
     while state.batch < recipe.batches:
         loss = train_batch(state, slices, recipe, threads)
+        tick(state, recipe)
         exploded = not loss < state.lowest_loss + _EXPLODED
         if exploded or state.batch % recipe.evaluate == 0 or state.batch == recipe.batches:
             value = math.nan if exploded else _evaluate(state, recipe, preparation, score, options)
@@ -235,8 +240,7 @@ def fit(
                 _start_again(state, recipe)
             if path is not None:
                 _write(path, state, recipe, entry)
-            if report is not None:
-                report(entry)
+            report(entry)
     return model_of(state.best, recipe, preparation, **options)
 
 
@@ -285,7 +289,8 @@ def _start_again(state: State, recipe: Recipe) -> None:
     """Go back to the best weights, with other batches and half the rate."""
     if state.attempt + 1 >= _ATTEMPTS:
         raise RuntimeError(
-            f"training failed {_ATTEMPTS} times, the last time at batch {state.batch}; try a lower rate than {recipe.rate}"
+            f"training failed {_ATTEMPTS} times, the last time at batch {state.batch}; "
+            f"try a lower rate than {recipe.rate}"
         )
     state.attempt += 1
     state.rate_factor *= 0.5
@@ -294,9 +299,7 @@ def _start_again(state: State, recipe: Recipe) -> None:
     state.smooth_loss, state.lowest_loss = math.nan, math.inf
 
 
-_SCALARS = (
-    "batch attempt rate_factor best_score best_batch smooth_loss lowest_loss seconds".split()
-)
+_SCALARS = ["batch", "attempt", "rate_factor", "best_score", "best_batch", "smooth_loss", "lowest_loss", "seconds"]
 
 
 def _write(folder: Path, state: State, recipe: Recipe, entry: dict[str, float]) -> None:
@@ -316,19 +319,27 @@ def _write(folder: Path, state: State, recipe: Recipe, entry: dict[str, float]) 
     }
     scalars = {name: getattr(state, name) for name in _SCALARS} | {"adam_steps": [o.step for o in state.optimizers]}
     tensorfile.write(
-        folder / "state.safetensors",
+        folder / STATE,
         tensors,
         {"scalars": json.dumps(scalars), "recipe": json.dumps(asdict(recipe))},
     )
-    with open(folder / "log.jsonl", "a", encoding="utf-8") as log:
+    with open(folder / LOG, "a", encoding="utf-8") as log:
         log.write(json.dumps(entry) + "\n")
+
+
+def saved_recipe(path: Path) -> Recipe:
+    """Read the recipe of the state that `fit` wrote."""
+    values = json.loads(tensorfile.read(path)[1]["recipe"])
+    augmentation = Augmentation(**values.pop("augmentation"))
+    values = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+    return Recipe(**values, augmentation=augmentation)
 
 
 def load_state(path: Path, recipe: Recipe) -> State:
     """Read the state that `fit` wrote; the recipe must be the one it was written with."""
     tensors, metadata = tensorfile.read(path)
     if metadata.get("recipe") != json.dumps(asdict(recipe)):
-        raise ValueError(f"{path} was written with another recipe: {metadata.get('recipe')}")
+        raise ValueError(f"{path} was written with another recipe; give the same options, or start anew")
     scalars = json.loads(metadata["scalars"])
 
     def group(name: str) -> list[Arrays]:

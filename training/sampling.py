@@ -106,9 +106,7 @@ def vary(
     return np.clip(grey, 0, 1).astype(np.float32), labels
 
 
-def corners(
-    labels: FloatArray, size: tuple[int, int], scale: int, random: np.random.Generator
-) -> NDArray[np.int64]:
+def corners(labels: FloatArray, size: tuple[int, int], scale: int, random: np.random.Generator) -> NDArray[np.int64]:
     """Choose a patch in each slice (N, 2): half of them around a random pixel of the label, the rest anywhere.
 
     Corners are multiples of ``scale``, so that a patch is made of whole coarse cells.

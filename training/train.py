@@ -1,0 +1,160 @@
+"""What `pynca train` does: cases in, a model file, its log and its learning curve out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from pynca import Card, Model, Preparation, _core
+from pynca.config import thread_count
+from pynca.evaluation import score_file
+
+from .dataset import Case, Dataset, prepare
+from .fit import STATE, Recipe, State, fit, saved_recipe, train_batch
+from .sampling import Slices
+
+# During training a few cases stand for all: a full evaluation would take longer than the batches between two.
+_SELECTING = 16
+_EVALUATIONS = 20
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came out of a training.
+
+    Parameters
+    ----------
+    model : pynca.Model
+    scores : sequence of float
+        Hard Dice of each validation case, in its own voxels; empty without validation.
+    seconds : float
+    """
+
+    model: Model
+    scores: Sequence[float]
+    seconds: float
+
+
+def train(
+    dataset: Dataset,
+    cases: Sequence[Case],
+    validation: Sequence[Case],
+    recipe: Recipe,
+    preparation: Preparation,
+    folder: str | os.PathLike[str],
+    *,
+    labels: dict[int, str],
+    card: Card | None = None,
+    epochs: float | None = None,
+    minutes: float | None = None,
+    resume: bool = False,
+    threads: int | None = None,
+    report: Callable[[dict[str, float]], None] = lambda entry: None,
+    tick: Callable[[State, Recipe], None] = lambda state, recipe: None,
+) -> Outcome:
+    """Prepare the cases, fit, and score every validation case; ``folder`` gets state and log.
+
+    The training is ``epochs`` passes through all slices, or as many batches as fit into ``minutes``, or
+    ``recipe.batches``. With ``resume`` the recipe is the one that the saved state was written with.
+    """
+    began = time.monotonic()
+    slices = prepare(cases, dataset, preparation)
+    if resume:
+        recipe = saved_recipe(Path(folder) / STATE)
+    elif epochs is not None:
+        recipe = _of_length(recipe, math.ceil(epochs * len(slices.images) / recipe.batch))
+    elif minutes is not None:
+        recipe = _of_length(recipe, batches_in(minutes, slices, recipe, threads))
+    chosen = [validation[i] for i in np.linspace(0, len(validation) - 1, min(_SELECTING, len(validation))).astype(int)]
+
+    def dice(model: Model, some: Sequence[Case]) -> list[float]:
+        return [score_file(model, case.image, case.label, threads=threads).hard_dice for case in some]
+
+    model = fit(
+        slices,
+        recipe,
+        preparation,
+        score=(lambda model: float(np.mean(dice(model, chosen)))) if chosen else None,
+        folder=folder,
+        resume=resume,
+        report=report,
+        tick=tick,
+        threads=threads,
+        labels=labels,
+        card=card or Card(),
+    )
+    scores = dice(model, validation)
+    seconds = time.monotonic() - began
+    return Outcome(replace(model, card=described(model.card, recipe, cases, scores, seconds)), scores, seconds)
+
+
+def described(card: Card, recipe: Recipe, cases: Sequence[Case], scores: Sequence[float], seconds: float) -> Card:
+    """Say in the card what the model was trained on, how, and how well it did."""
+    names = hashlib.sha256("\n".join(case.name for case in cases).encode()).hexdigest()[:16]
+    if scores:
+        accuracy = (
+            f"hard Dice in native voxels, {len(scores)} validation volumes: {np.mean(scores):.4f} +- "
+            f"{np.std(scores):.4f} (smallest {min(scores):.4f})"
+        )
+    else:
+        accuracy = "not measured: trained without validation"
+    return replace(
+        card,
+        description=card.description or f"Two-level Med-NCA, {recipe.channels} channels, hidden {recipe.hidden}.",
+        accuracy=card.accuracy or accuracy,
+        source=f"pynca train, seed {recipe.seed}, {recipe.batches} batches of {recipe.batch}, {len(cases)} volumes "
+        f"(names' sha256 {names}), {seconds / 60:.0f} min on {thread_count()} threads, {_core.isa()}, "
+        f"{platform.machine()}",
+    )
+
+
+def _of_length(recipe: Recipe, batches: int) -> Recipe:
+    """Return a recipe of some batches, evaluated twenty times."""
+    return replace(recipe, batches=max(batches, 1), evaluate=max(1, math.ceil(batches / _EVALUATIONS)))
+
+
+def batches_in(minutes: float, slices: Slices, recipe: Recipe, threads: int | None = None) -> int:
+    """How many batches fit into some minutes on this machine, from the time of a few."""
+    state = State.start(recipe)
+    train_batch(state, slices, recipe, threads)
+    times = []
+    for _ in range(5):
+        began = time.monotonic()
+        train_batch(state, slices, recipe, threads)
+        times.append(time.monotonic() - began)
+    return max(10, int(minutes * 60 / float(np.median(times))))
+
+
+def draw_curve(log: Path, picture: Path) -> None:
+    """Draw loss and score over batches; needs the extra ``pynca[plot]``.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        matplotlib is not installed.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    entries = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    batches = [e["batch"] for e in entries]
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    left.plot(batches, [e["loss"] for e in entries], color="#0072b2")
+    left.set(xlabel="batch", ylabel="loss (smoothed)", title="Training")
+    right.plot(batches, [e["score"] if math.isfinite(e["score"]) else None for e in entries], color="#d55e00")
+    right.set(xlabel="batch", ylabel="hard Dice", title="Validation")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    figure.savefig(picture, dpi=120)
+    pyplot.close(figure)
