@@ -143,7 +143,7 @@ def _parser() -> argparse.ArgumentParser:
     size = command.add_argument_group("model")
     size.add_argument("--channels", type=_whole, default=32, metavar="N", help="channels of a cell (default 32)")
     size.add_argument("--hidden", type=_whole, default=128, metavar="N", help="hidden units (default 128)")
-    size.add_argument("--steps", type=_whole, nargs=2, default=(16, 16), metavar="N", help="coarse and fine steps (16)")
+    size.add_argument("--steps", type=_whole, nargs=2, default=(16, 16), metavar="N", help="coarse, fine steps (16)")
     size.add_argument(
         "--size", type=_whole, nargs=2, default=(64, 64), metavar="N", help="rows, columns of a slice (64)"
     )
@@ -447,9 +447,7 @@ def _train(arguments: argparse.Namespace) -> int:
             )
 
     def tick(state: State, recipe: Recipe) -> None:
-        label = (
-            f"batch {state.batch} of {recipe.batches}: loss {state.smooth_loss:.3f}, best Dice {state.best_score:.3f}"
-        )
+        label = f"batch {state.batch}/{recipe.batches}: loss {state.smooth_loss:.3f}, best Dice {state.best_score:.3f}"
         bar.show(state.batch / recipe.batches, label)
 
     with Progress(1, "reading", enabled=not arguments.quiet) as bar:

@@ -82,7 +82,7 @@ def summary(scores: Sequence[Score]) -> dict[str, dict[str, float]]:
     Cases where a metric is not defined (volume error of an empty label, HD95 where one side is empty) are
     left out of it, and ``count`` says how many there were.
     """
-    result = {}
+    result: dict[str, dict[str, float]] = {}
     for column in COLUMNS:
         values = np.array([getattr(score, column) for score in scores])
         values = values[np.isfinite(values)]

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import CHECKPOINT, DATA, REFERENCE
 
 import pynca
 from pynca import _core
+from support import CHECKPOINT, DATA, REFERENCE
 
 
 @pytest.fixture(params=_core.available_isas())

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy_nca
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import REFERENCE, golden_cases, random_rule, random_weights
 
+import numpy_nca
 import pynca
 from pynca import _core
+from support import REFERENCE, golden_cases, random_rule, random_weights
 
 pytestmark = pytest.mark.engine
 

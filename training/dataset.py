@@ -106,9 +106,7 @@ def split(dataset: Dataset, validation: str | os.PathLike[str]) -> tuple[list[Ca
     share = _number(str(validation))
     if share is not None:
         if not 0 < share < 1:
-            raise ValueError(
-                f"validation is {validation}; it must be a share between 0 and 1, a file of names, or none"
-            )
+            raise ValueError(f"validation is {validation}; it must be a share below 1, a file of names, or none")
         count = int(len(dataset.cases) * share)
         wanted = {dataset.cases[int((n + 0.5) / share)].name for n in range(count)}
     else:

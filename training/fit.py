@@ -299,6 +299,7 @@ def _start_again(state: State, recipe: Recipe) -> None:
     state.smooth_loss, state.lowest_loss = math.nan, math.inf
 
 
+STATE, LOG = "state.safetensors", "log.jsonl"
 _SCALARS = ["batch", "attempt", "rate_factor", "best_score", "best_batch", "smooth_loss", "lowest_loss", "seconds"]
 
 

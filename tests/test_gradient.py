@@ -1,0 +1,233 @@
+"""The gradient: against the papers' recorded training, against finite differences, and against itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import pynca
+from pynca import _core, training
+from pynca.training import elementary, losses, tape
+from pynca.training.optimizers import Adam
+from support import REFERENCE, golden_cases, random_rule
+
+pytestmark = pytest.mark.engine
+
+RECORDED = [c for c in golden_cases("h") if c["cls"] in ("BackboneNCA", "BasicNCA")]
+FUSED = [name for name in _core.available_isas() if name != "baseline"]
+
+
+def perception(case: dict[str, Any]) -> str:
+    return {"BackboneNCA": "conv", "BasicNCA": "sobel"}[case["cls"]]
+
+
+# --- the papers' own code ------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not RECORDED, reason=f"{REFERENCE} with the recorded runs is not there")
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("case", RECORDED, ids=lambda case: case["file"])
+def test_recorded_gradients(case: dict[str, Any], threads: int, isa: str) -> None:
+    with np.load(REFERENCE / case["file"]) as z:
+        rule = pynca.Rule.from_state_dict(
+            {name[2:]: z[name] for name in z if name.startswith("w.")},
+            perception=perception(case),
+            input_channels=case["fixed_channels"],
+        )
+        loss, of_weights, of_state = training.gradients(
+            rule, z["state_in"], z["target"], masks=z["masks"], threads=threads
+        )
+        assert abs(loss - float(z["loss"][0])) < 1e-5
+        expected = {name[5:]: z[name] for name in z if name.startswith("grad.")}
+        assert set(of_weights) == set(expected)
+        for name, gradient in (of_weights | {"state": of_state}).items():
+            wanted = z["grad_state_in"] if name == "state" else expected[name]
+            assert np.abs(gradient - wanted).max() <= 1e-4 * np.abs(wanted).max(), name
+
+
+@pytest.mark.skipif(not RECORDED, reason=f"{REFERENCE} with the recorded runs is not there")
+@pytest.mark.parametrize("case", RECORDED, ids=lambda case: case["file"])
+def test_recorded_training_steps(case: dict[str, Any]) -> None:
+    with np.load(REFERENCE / case["file"]) as z:
+        weights = {name[2:]: z[name] for name in z if name.startswith("w.")}
+        adam = Adam(betas=(0.5, 0.5))
+        for step in range(3):
+            rule = pynca.Rule.from_state_dict(
+                weights, perception=perception(case), input_channels=case["fixed_channels"]
+            )
+            masks = z[f"train{step}.masks"]
+            loss, gradients, _ = training.gradients(rule, z["state_in"], z["target"], masks=masks)
+            assert abs(loss - z["train.losses"][step]) < 1e-4
+            weights = adam.update(weights, gradients, 1.6e-3 * 0.9999**step)
+            for name, weight in weights.items():
+                away = np.abs(weight - z[f"train{step}.after.{name}"])
+                # a gradient near zero can move an entry by the learning rate either way
+                assert away.max() < 5e-3
+                assert np.mean(away < 1e-5) > 0.999 or np.sum(away >= 1e-5) <= 1, name
+
+
+# --- finite differences ---------------------------------------------------------------------------------
+
+
+def assert_slope(value: Callable[[np.ndarray], float], at: np.ndarray, gradient: np.ndarray, step: float) -> None:
+    """The derivative along a random direction is what the gradient says."""
+    random = np.random.default_rng(0)
+    for _ in range(3):
+        direction = random.normal(size=at.shape)
+        # towards the gradient, so that the difference is not all rounding
+        direction = direction / np.linalg.norm(direction) + gradient / max(np.linalg.norm(gradient), 1e-30)
+        numeric = (value(at + step * direction) - value(at - step * direction)) / (2 * step)
+        assert numeric == pytest.approx(float(np.sum(direction * gradient)), rel=2e-2, abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["sobel", "conv"])
+@pytest.mark.parametrize("padding", ["zero", "reflect"])
+@pytest.mark.parametrize(("height", "width", "channels"), [(7, 6, 5), (40, 37, 3)])
+def test_run_by_finite_differences(kind: str, padding: str, height: int, width: int, channels: int) -> None:
+    """Many bands too, whose rows look at those of other bands."""
+    random = np.random.default_rng(1)
+    rule = random_rule(kind, channels, 11, padding=padding)
+    state = random.normal(size=(2, height, width, channels)).astype(np.float32)
+    target = (random.random((2, height, width)) < 0.4).astype(np.float32)
+    _, of_weights, of_state = training.gradients(rule, state, target, steps=3, seed=4)
+
+    def loss(rule: pynca.Rule, state: np.ndarray) -> float:
+        last = rule.run(state, 3, seed=4)[..., 1:2]
+        return losses.evaluate("dice_bce", last, target[..., None])[0]
+
+    assert_slope(lambda s: loss(rule, s), state, of_state, 3e-3)
+    for name, gradient in of_weights.items():
+        weights = rule.state_dict()
+
+        def moved(w: np.ndarray, name: str = name, weights: dict[str, np.ndarray] = weights) -> float:
+            other = pynca.Rule.from_state_dict(weights | {name: w}, perception=kind, padding=padding)  # type: ignore[arg-type]
+            return loss(other, state)
+
+        assert_slope(moved, weights[name], gradient, 3e-3)
+
+
+@pytest.mark.parametrize("name", list(losses.LOSSES))
+def test_losses_by_finite_differences(name: str) -> None:
+    random = np.random.default_rng(2)
+    x, t = random.normal(scale=3, size=(4, 5)), random.random((4, 5))
+    gradient = losses.LOSSES[name](x, t)[1]
+    for place in np.ndindex(x.shape):
+        moved = [x.copy(), x.copy()]
+        moved[0][place] += 1e-5
+        moved[1][place] -= 1e-5
+        numeric = (losses.LOSSES[name](moved[0], t)[0] - losses.LOSSES[name](moved[1], t)[0]) / 2e-5
+        assert numeric == pytest.approx(gradient[place], rel=1e-5, abs=1e-9)
+
+
+def test_losses_stay_finite_where_a_sigmoid_saturates() -> None:
+    x, t = np.array([-1e4, 1e4, -800.0, 800.0]), np.array([1.0, 0.0, 0.0, 1.0])
+    for name in losses.LOSSES:
+        value, gradient = losses.LOSSES[name](x, t)
+        assert np.isfinite(value)
+        assert np.isfinite(gradient).all()
+    assert losses.bce(x, t)[1][0] < 0  # still points the right way
+
+
+OPERATIONS: dict[str, Callable[[tape.Node], tape.Node]] = {
+    "upsample": lambda s: tape.upsample(s, 3),
+    "crop": lambda s: tape.crop(s, np.array([[0, 1], [2, 0]]), (2, 3)),
+    "channels": lambda s: tape.channels(s, 1, 3),
+    "concatenate": lambda s: tape.concatenate([tape.channels(s, 2, 4), s]),
+    "sigmoid": tape.sigmoid,
+    "shared": lambda s: tape.concatenate([tape.sigmoid(s), tape.sigmoid(s)]),
+}
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_operations_by_finite_differences(operation: str) -> None:
+    random = np.random.default_rng(3)
+    start = random.normal(size=(2, 4, 4, 4)).astype(np.float32)
+    target = random.random(OPERATIONS[operation](tape.Node(start)).value.shape).astype(np.float32)
+
+    def value(state: np.ndarray) -> float:
+        return float(tape.loss("bce", OPERATIONS[operation](tape.Node(state.astype(np.float32))), target).value)
+
+    leaf = tape.Node(start)
+    tape.loss("bce", OPERATIONS[operation](leaf), target).backward()
+    assert leaf.gradient is not None
+    assert_slope(value, start, leaf.gradient, 1e-2)
+
+
+# --- the same bits --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["sobel", "conv"])
+def test_threads_do_not_change_a_bit(kind: str, isa: str) -> None:
+    random = np.random.default_rng(5)
+    rule = random_rule(kind, 10, 33)
+    state = random.normal(size=(19, 21, 24, 10)).astype(np.float32)
+    target = (random.random((19, 21, 24)) < 0.4).astype(np.float32)
+    results = [training.gradients(rule, state, target, steps=4, seed=1, threads=t) for t in (1, 2, 3, 5)]
+    for loss, of_weights, of_state in results[1:]:
+        assert loss == results[0][0]
+        np.testing.assert_array_equal(of_state, results[0][2])
+        for name, gradient in of_weights.items():
+            np.testing.assert_array_equal(gradient, results[0][1][name])
+
+
+@pytest.mark.skipif(len(FUSED) < 2, reason="this CPU has one instruction set with fused multiply-add")
+@pytest.mark.parametrize("kind", ["sobel", "conv"])
+def test_instruction_sets_agree_to_the_bit(kind: str) -> None:
+    random = np.random.default_rng(6)
+    state = random.normal(size=(2, 20, 24, 13)).astype(np.float32)
+    target = (random.random((2, 20, 24)) < 0.4).astype(np.float32)
+    before, results = _core.isa(), []
+    for name in FUSED:
+        _core.select_isa(name)
+        results.append(training.gradients(random_rule(kind, 13, 37), state, target, steps=4))
+    _core.select_isa(before)
+    np.testing.assert_array_equal(results[0][2], results[1][2])
+    for name in results[0][1]:
+        np.testing.assert_array_equal(results[0][1][name], results[1][1][name])
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.floats(-600, 600), min_size=1, max_size=50))
+def test_elementary_functions(values: list[float]) -> None:
+    x = np.array(values)
+    np.testing.assert_allclose(elementary.exp(x), np.exp(x), rtol=1e-15)
+    np.testing.assert_allclose(elementary.log1p(np.abs(x) / 600), np.log1p(np.abs(x) / 600), rtol=1e-15, atol=1e-300)
+    np.testing.assert_allclose(elementary.sigmoid(x), 1 / (1 + np.exp(-x)), rtol=1e-14)
+    np.testing.assert_allclose(elementary.softplus(x), np.logaddexp(0, x), rtol=1e-14)
+
+
+# --- the edges -------------------------------------------------------------------------------------------
+
+
+def test_only_cells_that_fire_have_a_say() -> None:
+    rule = random_rule("conv", 6, 9)
+    state = np.ones((1, 8, 8, 6), np.float32)
+    target = np.ones((1, 8, 8), np.float32)
+    _, of_weights, of_state = training.gradients(rule, state, target, masks=np.zeros((2, 1, 8, 8), np.uint8))
+    assert all(not gradient.any() for gradient in of_weights.values())
+    assert of_state[..., 1].all()
+    assert not np.delete(of_state, 1, axis=-1).any()
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "sentence"),
+    [
+        ({"state": np.zeros((4, 4, 8))}, ValueError, "state has shape"),
+        ({"target": np.zeros((2, 4, 5))}, ValueError, "target has shape"),
+        ({"steps": None}, ValueError, "steps must be given"),
+        ({"steps": 0}, ValueError, "steps is 0"),
+        ({"masks": np.zeros((3, 2, 4, 4), np.uint8)}, ValueError, "masks has shape"),
+        ({"loss": "hinge"}, ValueError, "loss is 'hinge'"),
+        ({"seed": -1}, ValueError, "seed is -1"),
+        ({"state": np.zeros((2, 1, 4, 8)), "target": np.zeros((2, 1, 4))}, ValueError, "state has an image of 1 x 4"),
+    ],
+)
+def test_wrong_arguments(change: dict[str, Any], error: type[Exception], sentence: str) -> None:
+    call: dict[str, Any] = {"state": np.zeros((2, 4, 4, 8)), "target": np.zeros((2, 4, 4)), "steps": 2, **change}
+    with pytest.raises(error, match=sentence):
+        training.gradients(random_rule("conv"), call.pop("state"), call.pop("target"), **call)
