@@ -161,7 +161,7 @@ class State:
     def start(cls, recipe: Recipe) -> State:
         """Return the state before the first batch."""
         levels = initial_weights(recipe)
-        return cls(levels, levels, [Adam(recipe.betas) for _ in levels], best=levels)
+        return cls(list(levels), list(levels), [Adam(recipe.betas) for _ in levels], best=list(levels))
 
 
 # A run has failed when its smoothed loss is this much above the lowest it had, or is no number.
@@ -251,19 +251,19 @@ def learning_rate(recipe: Recipe, state: State) -> float:
 
 
 def train_batch(state: State, slices: Slices, recipe: Recipe, threads: int | None = None) -> float:
-    """Train on the next batch, and return the smoothed loss."""
+    """Train on the next batch and return the smoothed loss; infinity, and no change, where a number is not finite."""
     random = generator(recipe.seed, state.attempt, state.batch)
     images, labels = draw(slices, recipe.batch, recipe.augmentation, random)
     places = corners(labels, recipe.patch, recipe.scale, random)
     rules = rules_of(state.levels, recipe)
     masks = int(random.integers(2**63))
     loss, gradients = loss_and_gradients(rules, recipe, images, labels, places, masks, threads)
+    clipped = [clip(gradient, recipe.clip) for gradient in gradients]
+    if not all(math.isfinite(number) for number in (loss, *(norm for _, norm in clipped))):
+        return math.inf
     rate = learning_rate(recipe, state)
-    for n, (optimizer, gradient) in enumerate(zip(state.optimizers, gradients, strict=True)):
-        clipped, norm = clip(gradient, recipe.clip)
-        if not math.isfinite(norm):
-            return math.inf
-        state.levels[n] = optimizer.update(state.levels[n], clipped, rate)
+    for n, (optimizer, (gradient, _)) in enumerate(zip(state.optimizers, clipped, strict=True)):
+        state.levels[n] = optimizer.update(state.levels[n], gradient, rate)
         state.average[n] = moved_average(state.average[n], state.levels[n], recipe.average, state.batch)
     state.batch += 1
     state.smooth_loss = loss if math.isnan(state.smooth_loss) else 0.99 * state.smooth_loss + 0.01 * loss

@@ -12,6 +12,7 @@ Binary cross-entropy is computed from logits, so that it stays finite where a si
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -57,9 +58,14 @@ LOSSES: dict[str, Loss] = {"dice": dice, "bce": bce, "dice_bce": dice_bce, "dice
 
 
 def evaluate(name: str, logits: NDArray[np.float32], target: NDArray[np.float32]) -> tuple[float, NDArray[np.float32]]:
-    """Return a loss by its name, computed in float64, and its gradient with respect to the logits in float32."""
+    """Return a loss by its name, computed in float64, and its gradient with respect to the logits in float32.
+
+    Where a logit is not finite the loss is NaN, and the gradient zero.
+    """
     if name not in LOSSES:
         raise ValueError(f"loss is {name!r}; it must be one of {', '.join(LOSSES)}")
+    if not np.isfinite(logits).all():
+        return math.nan, np.zeros_like(logits)
     value, gradient = LOSSES[name](logits.astype(np.float64), target.astype(np.float64))
     return value, gradient.astype(np.float32)
 

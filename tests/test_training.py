@@ -1,0 +1,277 @@
+"""Training: it learns, it repeats, it goes on where it stopped, and it notices when it fails."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+import pynca
+from pynca.training import dataset as cases_of
+from pynca.training import sampling
+from pynca.training.fit import STATE, Recipe, State, fit, saved_recipe, train_batch
+from pynca.training.optimizers import Adam, clip, moved_average
+from pynca.training.sampling import Augmentation, Slices
+from pynca.training.train import train
+
+SMALL = Recipe(channels=6, hidden=12, steps=(4, 4), patch=(8, 8), batch=4, batches=6, evaluate=2, seed=3)
+PREPARATION = pynca.Preparation(size=(16, 16))
+
+
+def blobs(count: int = 12, size: int = 16) -> Slices:
+    """Bright discs on a dark ground: the label is the disc."""
+    random = np.random.default_rng(0)
+    y, x = np.mgrid[:size, :size]
+    centre = random.uniform(size * 0.3, size * 0.7, (count, 2, 1, 1))
+    labels = ((y - centre[:, 0]) ** 2 + (x - centre[:, 1]) ** 2 < (size / 5) ** 2).astype(np.float32)
+    images = 0.2 + 0.6 * labels + random.normal(scale=0.05, size=labels.shape)
+    return Slices(np.clip(images, 0, 1).astype(np.float32), labels)
+
+
+def same_weights(a: pynca.Model, b: pynca.Model) -> bool:
+    return all(
+        np.array_equal(value, other.rule.weights[name])
+        for level, other in zip(a.levels, b.levels, strict=True)
+        for name, value in level.rule.weights.items()
+    )
+
+
+# --- fit -------------------------------------------------------------------------------------------------
+
+
+def test_it_learns() -> None:
+    slices = blobs()
+    recipe = replace(SMALL, channels=8, hidden=24, steps=(6, 6), batch=8, batches=200, rate=4e-3, last_rate=1e-3)
+    recipe = replace(recipe, average=0.9, augmentation=Augmentation(shift=1.0))
+    model = fit(slices, recipe, PREPARATION)
+    mask = np.stack([model.logits(image) > 0 for image in slices.images])
+    overlap = 2 * (mask & (slices.labels > 0.5)).sum() / (mask.sum() + (slices.labels > 0.5).sum())
+    assert overlap > 0.9
+
+
+def test_a_seed_repeats_and_threads_do_not_matter() -> None:
+    first = fit(blobs(), SMALL, PREPARATION, threads=1)
+    assert same_weights(first, fit(blobs(), SMALL, PREPARATION, threads=3))
+    assert not same_weights(first, fit(blobs(), replace(SMALL, seed=4), PREPARATION))
+
+
+def test_resume_is_exact(tmp_path: Path) -> None:
+    """Stopped after any evaluation and taken up again, the weights are those of one go."""
+
+    def score(model: pynca.Model) -> float:
+        return float(model.levels[0].rule.weights["fc1.weight"].mean())
+
+    whole = fit(blobs(), SMALL, PREPARATION, score=score, folder=tmp_path / "whole")
+
+    class Stopped(Exception):
+        pass
+
+    def stop(entry: dict[str, float]) -> None:
+        if entry["batch"] == 4:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        fit(blobs(), SMALL, PREPARATION, score=score, folder=tmp_path / "parts", report=stop)
+    parts = fit(blobs(), SMALL, PREPARATION, score=score, folder=tmp_path / "parts", resume=True)
+    assert same_weights(whole, parts)
+    logs = [(tmp_path / name / "log.jsonl").read_text().splitlines() for name in ("whole", "parts")]
+    without_time = [[{**json.loads(line), "seconds": 0} for line in log] for log in logs]
+    assert without_time[0] == without_time[1]
+    assert saved_recipe(tmp_path / "whole" / STATE) == SMALL
+
+
+def test_resume_with_another_recipe_is_refused(tmp_path: Path) -> None:
+    fit(blobs(), SMALL, PREPARATION, folder=tmp_path)
+    with pytest.raises(ValueError, match="another recipe"):
+        fit(blobs(), replace(SMALL, rate=1e-4), PREPARATION, folder=tmp_path, resume=True)
+
+
+def test_the_watchdog_goes_back_and_lowers_the_rate() -> None:
+    """A loss that explodes leads back to the best weights, at half the rate, until it stays down."""
+    reports: list[dict[str, float]] = []
+    recipe = replace(SMALL, batches=40, evaluate=10, rate=0.5, last_rate=1e-3, clip=1e9)
+    model = fit(blobs(), recipe, PREPARATION, report=reports.append)
+    assert max(entry["attempt"] for entry in reports) >= 1
+    assert reports[-1]["batch"] == 40
+    assert all(np.isfinite(w).all() for level in model.levels for w in level.rule.weights.values())
+
+
+def test_a_run_that_cannot_be_saved_says_so() -> None:
+    recipe = replace(SMALL, batches=40, rate=1e6, last_rate=1e5, clip=1e30)
+    with pytest.raises(RuntimeError, match=r"training failed 6 times.*try a lower rate than"):
+        fit(blobs(), recipe, PREPARATION)
+
+
+def test_a_collapse_of_the_score_is_noticed() -> None:
+    scores = iter([0.8, 0.7, 0.1, 0.75, 0.8, 0.8])
+    reports: list[dict[str, float]] = []
+    recipe = replace(SMALL, batches=12)
+    fit(blobs(), recipe, PREPARATION, score=lambda model: next(scores), report=reports.append)
+    assert [entry["attempt"] for entry in reports] == [0, 0, 0, 1, 1, 1]
+    assert reports[3]["rate"] < 0.6 * reports[1]["rate"]
+
+
+def test_gradients_that_are_no_numbers_do_not_reach_the_weights() -> None:
+    state = State.start(SMALL)
+    slices = blobs()
+    broken = Slices(np.full_like(slices.images, np.nan), slices.labels)
+    before = state.levels[0]["fc0.weight"].copy()
+    assert train_batch(state, broken, SMALL) == math.inf
+    np.testing.assert_array_equal(state.levels[0]["fc0.weight"], before)
+
+
+def test_clip_and_average() -> None:
+    gradients = {"a": np.array([3.0], np.float32), "b": np.array([[4.0]], np.float32)}
+    clipped, norm = clip(gradients, 1.0)
+    assert norm == pytest.approx(5)
+    np.testing.assert_allclose(clipped["a"], [0.6], rtol=1e-6)
+    assert clip(gradients, 10.0)[0] is gradients
+    average = moved_average({"a": np.zeros(1, np.float32)}, {"a": np.ones(1, np.float32)}, 0.99, 10**6)
+    np.testing.assert_allclose(average["a"], [0.01], rtol=1e-4)
+    weight = {"a": np.ones(1, np.float32)}
+    assert Adam().update(weight, {"a": np.ones(1, np.float32)}, 0.1)["a"] == pytest.approx(0.9)
+
+
+# --- sampling --------------------------------------------------------------------------------------------
+
+
+def test_without_augmentation_slices_stay_as_they_are() -> None:
+    slices, none = blobs(), Augmentation(rotation=0, scale=0, shift=0, tone=0, contrast=0, bias=0, noise=0)
+    random = sampling.generator(0, 0, 0)
+    images, labels = sampling.vary(slices.images, slices.labels, none, random)
+    np.testing.assert_allclose(images, slices.images, atol=1e-6)
+    np.testing.assert_array_equal(labels, slices.labels)
+
+
+def test_image_and_label_move_together() -> None:
+    slices = blobs()
+    moved = Augmentation(flip=True, rotation=40, scale=0.2, shift=2, tone=0, contrast=0, bias=0, noise=0)
+    images, labels = sampling.vary(slices.labels * 0.5, slices.labels, moved, sampling.generator(1, 0, 0))
+    np.testing.assert_allclose(images, labels * 0.5, atol=1e-6)
+    assert np.abs(labels - slices.labels).max() > 0.5
+
+
+def test_patches_are_whole_coarse_cells_and_half_of_them_on_the_label() -> None:
+    labels = np.zeros((400, 32, 32), np.float32)
+    labels[:, 25:28, 3:6] = 1
+    places = sampling.corners(labels, (8, 8), 4, sampling.generator(0, 0, 0))
+    assert (places % 4 == 0).all()
+    assert (places >= 0).all()
+    assert (places <= 24).all()
+    shown = sampling.cut(labels, places, (8, 8)).max(axis=(1, 2)) > 0
+    assert 0.5 < shown.mean() < 0.75
+
+
+# --- cases -----------------------------------------------------------------------------------------------
+
+
+def write_volume(path: Path, data: np.ndarray, affine: np.ndarray | None = None) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(data, np.eye(4) if affine is None else affine), path)
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Path:
+    slices = blobs(6)
+    for n in range(5):
+        image, label = slices.images[n : n + 2], slices.labels[n : n + 2]
+        write_volume(tmp_path / "images" / f"case_{n}.nii.gz", np.moveaxis(image, 0, 2) * 900)
+        write_volume(tmp_path / "labels" / f"case_{n}.nii.gz", np.moveaxis(label, 0, 2).astype(np.uint8) * 2)
+    return tmp_path
+
+
+def test_cases_are_paired_by_name(folders: Path) -> None:
+    found = cases_of.find_cases(folders / "images", folders / "labels")
+    assert [case.name for case in found.cases] == [f"case_{n}.nii.gz" for n in range(5)]
+    rest, held = cases_of.split(found, "0.2")
+    assert (len(rest), len(held)) == (4, 1)
+    (folders / "names.txt").write_text("case_1.nii.gz\ncase_4.nii.gz\n")
+    rest, held = cases_of.split(found, folders / "names.txt")
+    assert [case.name for case in held] == ["case_1.nii.gz", "case_4.nii.gz"]
+    assert cases_of.split(found, "none") == (list(found.cases), [])
+    slices = cases_of.prepare(rest, found, PREPARATION)
+    assert slices.images.shape == slices.labels.shape == (6, 16, 16)
+
+
+@pytest.mark.parametrize("labels", [{"0": "background", "2": "disc"}, {"background": 0, "disc": 2}])
+def test_a_described_dataset(folders: Path, labels: dict[str, Any]) -> None:
+    (folders / "images").rename(folders / "imagesTr")
+    (folders / "labels").rename(folders / "labelsTr")
+    for path in (folders / "imagesTr").iterdir():
+        path.rename(path.with_name(path.name.replace(".nii", "_0000.nii")))
+    (folders / "dataset.json").write_text(json.dumps({"labels": labels}))
+    found = cases_of.read_dataset(folders)
+    assert found.values == {0, 2}
+    assert len(cases_of.prepare(found.cases, found, PREPARATION).images) == 10
+    wrong = replace(found, values=frozenset({0, 1}))
+    with pytest.raises(ValueError, match=r"case_0.nii.gz holds the label 2; declared are \[0, 1\]"):
+        cases_of.prepare(found.cases, wrong, PREPARATION)
+
+
+def spoil(folders: Path, how: str) -> None:
+    label = folders / "labels" / "case_2.nii.gz"
+    empty = np.zeros((16, 16, 2), np.uint8)
+    if how == "no label":
+        label.unlink()
+    elif how == "no image":
+        (folders / "images" / "case_2.nii.gz").unlink()
+    elif how == "other shape":
+        write_volume(label, empty[:, :, :1])
+    elif how == "other place":
+        write_volume(label, empty, np.diag([1.0, 1, 2, 1]))
+    elif how == "fractions":
+        write_volume(label, np.full((16, 16, 2), 0.5, np.float32))
+    elif how == "nothing to learn":
+        for n in range(5):
+            write_volume(folders / "labels" / f"case_{n}.nii.gz", empty)
+    elif how == "empty":
+        for path in (folders / "images").iterdir():
+            path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("how", "sentence"),
+    [
+        ("no label", "case_2.nii.gz has no label of the same name"),
+        ("no image", "case_2.nii.gz has no image of the same name"),
+        ("other shape", r"case_2.nii.gz has shape \(16, 16, 1\)"),
+        ("other place", "case_2.nii.gz lies elsewhere than its image"),
+        ("fractions", "case_2.nii.gz holds the label 0.5"),
+        ("nothing to learn", "no case has any label"),
+        ("empty", "images holds no .nii or .nii.gz file"),
+    ],
+)
+def test_cases_that_cannot_be_right(folders: Path, how: str, sentence: str) -> None:
+    def read() -> Slices:
+        found = cases_of.find_cases(folders / "images", folders / "labels")
+        return cases_of.prepare(found.cases, found, PREPARATION)
+
+    spoil(folders, how)
+    with pytest.raises(ValueError, match=sentence):
+        read()
+
+
+@pytest.mark.parametrize("validation", ["0", "1.5", "0.01"])
+def test_wrong_shares(folders: Path, validation: str) -> None:
+    found = cases_of.find_cases(folders / "images", folders / "labels")
+    with pytest.raises(ValueError, match=r"validation is|would validate"):
+        cases_of.split(found, validation)
+
+
+def test_from_files_to_a_model(folders: Path) -> None:
+    found = cases_of.find_cases(folders / "images", folders / "labels")
+    rest, held = cases_of.split(found, "0.2")
+    outcome = train(
+        found, rest, held, SMALL, PREPARATION, folders / "work", labels={1: "disc"}, epochs=2.0, card=pynca.Card("d")
+    )
+    assert len(outcome.scores) == 1
+    assert "seed 3, 4 batches of 4, 4 volumes" in outcome.model.card.source
+    assert "1 validation volumes" in outcome.model.card.accuracy
+    outcome.model.save(folders / "m.safetensors")
+    assert pynca.load_model(folders / "m.safetensors").labels == {1: "disc"}
