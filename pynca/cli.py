@@ -110,6 +110,18 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_import)
 
     command = commands.add_parser(
+        "demo",
+        help="try it on a phantom, without any data",
+        description="Make a phantom of a hippocampus, segment it with the bundled model, and write phantom, mask and a "
+        "picture to a folder.",
+    )
+    command.add_argument(
+        "-o", "--output", type=Path, default=Path("pynca-demo"), metavar="DIR", help="folder (default pynca-demo)"
+    )
+    command.add_argument("--threads", type=_whole, metavar="N", help="threads (default: all usable CPUs)")
+    command.set_defaults(run=_demo)
+
+    command = commands.add_parser(
         "evaluate",
         help="measure a model on images with labels",
         description="Segment every image of a folder and compare with the label of the same name, in the image's own "
@@ -363,6 +375,18 @@ def _import(arguments: argparse.Namespace) -> int:
     replace(model, card=card).save(arguments.output)
     size = arguments.output.stat().st_size
     print(f"{arguments.output}: {len(model.levels)} levels, {model.parameters} parameters, {size / 1000:.0f} kB")
+    return DONE
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from .demo import run_demo
+
+    if arguments.output.exists() and not arguments.output.is_dir():
+        raise _WrongUse(f"{arguments.output} is a file; -o takes a folder")
+    demo = run_demo(arguments.output, threads=arguments.threads)
+    print(f"made a phantom, a T1 crop around a hippocampus: {demo.phantom}")
+    print(f"segmented it in {demo.seconds:.2f} s, {demo.volume_ml:.2f} ml: {demo.mask}")
+    print(f"drew mask (orange) and the phantom's own outline (blue), Dice {demo.dice:.2f}: {demo.preview}")
     return DONE
 
 
