@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 a case failed or was refused, 2 wrong use, 130 interrupted
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import sys
@@ -17,7 +18,6 @@ from typing import TYPE_CHECKING, NoReturn, TextIO
 
 if TYPE_CHECKING:
     from .model import Model
-    from .progress import Progress
 
 DONE, FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
 
@@ -29,17 +29,22 @@ class _WrongUse(Exception):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     try:
-        arguments = _parser().parse_args(argv)
-        warnings.showwarning = _print_warning
-        code: int = arguments.run(arguments)
-        sys.stdout.flush()
-        return code
+        try:
+            if isinstance(sys.stdout, io.TextIOWrapper):  # names of files can hold bytes that are no text
+                sys.stdout.reconfigure(errors="backslashreplace")
+            arguments = _parser().parse_args(argv)
+            warnings.showwarning = _print_warning
+            code: int = arguments.run(arguments)
+            return code
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except BrokenPipeError:  # the reader of our output has gone: `pynca info | head -1`
+        _silence()
+        return DONE
     except _WrongUse as error:
         return _fail(error, WRONG_USE)
     except (ValueError, TypeError, OSError, MemoryError) as error:
-        if isinstance(error, BrokenPipeError):  # the reader of our output has gone: `pynca info | head -1`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return DONE
         return _fail(error, FAILED)
     except KeyboardInterrupt:
         return _fail("interrupted", INTERRUPTED)
@@ -215,9 +220,10 @@ def _segment(arguments: argparse.Namespace) -> int:
                 report = {"input": str(source), "error": _sentence(error)}
             else:
                 if not quiet:
-                    _print(_line(report), bar)
+                    bar.erase()
+                    _print(_line(report))
             if arguments.json:
-                print(json.dumps(report), flush=True)
+                _print(json.dumps(report))
             bar.advance()
     if failed and len(cases) > 1:
         print(f"pynca: {failed} of {len(cases)} files failed", file=sys.stderr)
@@ -256,7 +262,9 @@ def _segment_case(
 
 
 def _line(report: dict[str, object]) -> str:
-    line = f"{report['output']}: {report['label']} {report['volume_ml']:.3f} ml ({report['voxels']} voxels)"
+    line = (
+        f"{report['output']}: {_plain(str(report['label']))} {report['volume_ml']:.3f} ml ({report['voxels']} voxels)"
+    )
     if report["voxels"] == 0:
         line += ", nothing found"
     if report.get("nqm") is not None:
@@ -312,7 +320,7 @@ def _info(arguments: argparse.Namespace) -> int:
         return DONE
     if not arguments.model.exists():
         raise _WrongUse(f"{arguments.model} does not exist; MODEL is a model file (.safetensors)")
-    print(_described(load_model(arguments.model)))
+    _print(_described(load_model(arguments.model)))
     return DONE
 
 
@@ -341,7 +349,7 @@ def _described(model: Model) -> str:
         "accuracy": card.accuracy,
         "source": card.source,
     }
-    return "\n".join(f"{name:14} {value or 'not stated'}" for name, value in rows.items())
+    return "\n".join(f"{name:14} {_plain(value) or 'not stated'}" for name, value in rows.items())
 
 
 def _import(arguments: argparse.Namespace) -> int:
@@ -374,7 +382,7 @@ def _import(arguments: argparse.Namespace) -> int:
     )
     replace(model, card=card).save(arguments.output)
     size = arguments.output.stat().st_size
-    print(f"{arguments.output}: {len(model.levels)} levels, {model.parameters} parameters, {size / 1000:.0f} kB")
+    _print(f"{arguments.output}: {len(model.levels)} levels, {model.parameters} parameters, {size / 1000:.0f} kB")
     return DONE
 
 
@@ -540,9 +548,22 @@ def _fail(error: object, code: int, source: Path | None = None) -> int:
     return code
 
 
-def _print(line: str, bar: Progress) -> None:
-    bar.erase()
-    print(line, flush=True)
+def _plain(text: str) -> str:
+    """Return text of a model file on one line, without what would command a terminal."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(text.split()))
+
+
+def _print(text: str) -> None:
+    """Print to standard output; where its reader has gone (`pynca segment ... | head -1`), go on without."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        _silence()
+
+
+def _silence() -> None:
+    """Send standard output nowhere, so that what is left in its buffer raises no error at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _print_warning(
@@ -553,7 +574,8 @@ def _print_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    print(f"pynca: warning: {' '.join(str(message).split())}", file=sys.stderr)
+    start = "\r\x1b[K" if sys.stderr is not None and sys.stderr.isatty() else ""  # over a progress bar
+    print(f"{start}pynca: warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -31,9 +31,10 @@ def thread_count(threads: int | None = None) -> int:
     wanted = os.environ.get("PYNCA_NUM_THREADS", "").strip()
     if not wanted:
         return _usable_cpus()
-    if not (wanted.isascii() and wanted.isdigit() and 1 <= int(wanted) <= MAX_THREADS):
+    # At most nine digits: Python refuses to read thousands of them, in words of its own
+    if not (wanted.isascii() and wanted.isdigit() and len(wanted) < 10 and 1 <= int(wanted) <= MAX_THREADS):
         raise ValueError(
-            f"the environment variable PYNCA_NUM_THREADS is {wanted!r}; it must be a whole number "
+            f"the environment variable PYNCA_NUM_THREADS is {wanted[:60]!r}; it must be a whole number "
             f"between 1 and {MAX_THREADS}"
         )
     return int(wanted)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import _core, tensorfile
-from .preprocessing import Preparation, shrink_linear
+from .preprocessing import Preparation, check_finite, shrink_linear
 from .rule import FloatArray, Rule, check_masks, whole_number
 
 
@@ -84,13 +86,26 @@ class Model:
     card: Card = field(default_factory=Card)
 
     def __post_init__(self) -> None:
-        levels = tuple(self.levels)
+        if not isinstance(self.levels, Sequence) or not all(
+            isinstance(level, Level) and isinstance(level.rule, Rule) for level in self.levels
+        ):
+            raise TypeError("levels must be a sequence of Level, each with a Rule")
+        if not isinstance(self.preparation, Preparation):
+            raise TypeError(f"preparation is of type {type(self.preparation).__name__}; it must be a Preparation")
+        if not (isinstance(self.card, Card) and all(isinstance(text, str) for text in asdict(self.card).values())):
+            raise TypeError("card must be a Card, and all that it says text")
+        if not 1 <= len(self.levels) <= _core.MAX_LEVELS:
+            raise ValueError(f"the model has {len(self.levels)} levels; it must have 1 to {_core.MAX_LEVELS}")
+        # Plain numbers, whatever came in, so that every model can be saved
+        levels = tuple(
+            Level(
+                level.rule,
+                whole_number(level.steps, f"steps of level {n}", 1, _core.MAX_STEPS),
+                whole_number(level.scale, f"scale of level {n}", 1, 1024),
+            )
+            for n, level in enumerate(self.levels)
+        )
         object.__setattr__(self, "levels", levels)
-        if not 1 <= len(levels) <= _core.MAX_LEVELS:
-            raise ValueError(f"the model has {len(levels)} levels; it must have 1 to {_core.MAX_LEVELS}")
-        for n, level in enumerate(levels):
-            whole_number(level.steps, f"steps of level {n}", 1, _core.MAX_STEPS)
-            whole_number(level.scale, f"scale of level {n}", 1, 1024)
         scales = [level.scale for level in levels]
         if scales[-1] != 1 or any(a <= b or a % b for a, b in pairwise(scales)):
             raise ValueError(f"the levels have scales {scales}; they must descend to 1, each a multiple of the next")
@@ -98,13 +113,19 @@ class Model:
             raise ValueError("all levels of a model must have the same channels and image channels")
         if levels[0].rule.input_channels < 1:
             raise ValueError("the rules of a model must have at least one image channel")
-        if len(self.labels) != 1 or not all(
-            isinstance(value, int) and 1 <= value <= 255 and isinstance(name, str)
-            for value, name in self.labels.items()
+        labels = dict(self.labels) if isinstance(self.labels, Mapping) else {}
+        if len(labels) != 1 or not all(
+            isinstance(value, (int, np.integer))
+            and not isinstance(value, bool)
+            and 1 <= value <= 255
+            and isinstance(name, str)
+            for value, name in labels.items()
         ):
-            raise ValueError(f"labels are {dict(self.labels)}; there must be one name, for a value of 1 to 255")
-        if not 0.0 < self.threshold < 1.0:
-            raise ValueError(f"threshold is {self.threshold}; it must be a probability between 0 and 1")
+            raise ValueError(f"labels are {self.labels!r}; there must be one name, for a value of 1 to 255")
+        object.__setattr__(self, "labels", {int(value): name for value, name in labels.items()})
+        if not (isinstance(self.threshold, (int, float, np.floating)) and 0.0 < self.threshold < 1.0):
+            raise ValueError(f"threshold is {self.threshold!r}; it must be a probability between 0 and 1")
+        object.__setattr__(self, "threshold", float(self.threshold))
 
     @property
     def input_channels(self) -> int:
@@ -161,14 +182,14 @@ class Model:
             raise ValueError(f"image has shape {np.shape(image)}; it must be {wanted}")
         if array.dtype.kind not in "fiub":
             raise TypeError(f"image has dtype {array.dtype}; it must hold real numbers")
-        if not np.isfinite(array).all():
-            raise ValueError("image holds values that are not finite")
+        check_finite(array, "image")
         if masks is not None and len(masks) != len(self.levels):
             raise ValueError(f"masks has {len(masks)} entries; it must have one for each of {len(self.levels)} levels")
         one = np.zeros(1, np.uint32)
-        return self.batch_logits(
+        logits: FloatArray = self.batch_logits(
             array[None].astype(np.float32), samples=one, slices=one, masks=masks, seed=seed, threads=threads
         )[0]
+        return logits
 
     def batch_logits(
         self,
@@ -184,6 +205,8 @@ class Model:
 
         Returns logits (N, H, W). `logits` describes the arguments; masks are (steps, h, w), for N = 1.
         """
+        if images.ndim != 4 or images.shape[-1] != self.input_channels:
+            raise ValueError(f"images has shape {images.shape}; it must be (N, H, W, {self.input_channels})")
         count, height, width, k = images.shape
         coarsest = self.levels[0].scale
         pad = [(0, -n % coarsest) for n in (height, width)]
@@ -191,6 +214,12 @@ class Model:
         state: FloatArray | None = None
         for n, level in enumerate(self.levels):
             size = (padded.shape[1] // level.scale, padded.shape[2] // level.scale)
+            needed = level.rule.kernel_size // 2 + 1 if level.rule.padding == "reflect" else 1
+            if min(size) < needed:
+                raise ValueError(
+                    f"a prepared image of {height} x {width} is too small: level {n} sees {size[0]} x {size[1]} cells "
+                    f"of it and needs at least {needed} rows and columns"
+                )
             state = _enlarged(state, (count, *size, level.rule.channels))
             state[..., :k] = shrink_linear(padded, level.scale) if level.scale > 1 else padded
             fire = None if masks is None else check_masks(masks[n], level.steps, size, f"masks[{n}]")
@@ -209,7 +238,12 @@ class Model:
         return logits
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the model to a ``.safetensors`` file, whole or not at all.
+        """Write the model to a ``.safetensors`` file, whole or not at all; the same model gives the same bytes.
+
+        Parameters
+        ----------
+        path : str or path-like
+            Ends in ``.safetensors``. A file of that name is replaced.
 
         Raises
         ------
@@ -231,6 +265,15 @@ class Model:
 
 def load_model(path: str | os.PathLike[str]) -> Model:
     """Read a model from a ``.safetensors`` file that `Model.save` wrote.
+
+    Parameters
+    ----------
+    path : str or path-like
+        The file; nothing in it is run.
+
+    Returns
+    -------
+    Model
 
     Raises
     ------
@@ -256,6 +299,7 @@ def load_model(path: str | os.PathLike[str]) -> Model:
 
 
 FORMAT_VERSION = "1"
+_short = reprlib.Repr()
 
 
 def _enlarged(state: FloatArray | None, shape: tuple[int, int, int, int]) -> FloatArray:
@@ -293,8 +337,9 @@ def _metadata(model: Model) -> dict[str, str]:
 
 def _model(tensors: dict[str, FloatArray], metadata: dict[str, str]) -> Model:
     levels = []
-    entries = json.loads(metadata["levels"])
-    for n, entry in enumerate(entries):
+    for n, entry in enumerate(_json(metadata, "levels", list)):
+        if not isinstance(entry, dict):
+            raise ValueError(f"its level {n} is {_short.repr(entry)}; it must be a JSON object")
         prefix = f"levels.{n}."
         weights = {name.removeprefix(prefix): w for name, w in tensors.items() if name.startswith(prefix)}
         steps, scale = entry.pop("steps"), entry.pop("scale")
@@ -302,12 +347,18 @@ def _model(tensors: dict[str, FloatArray], metadata: dict[str, str]) -> Model:
     used = sum(len(level.rule.weights) for level in levels)
     if used != len(tensors):
         raise ValueError(f"it holds {len(tensors)} tensors, but its {len(levels)} levels have {used}")
-    preparation = json.loads(metadata["preparation"])
-    preparation = {k: tuple(v) if isinstance(v, list) else v for k, v in preparation.items()}
     return Model(
         levels,
-        Preparation(**preparation),
-        labels={int(value): name for value, name in json.loads(metadata["labels"]).items()},
-        threshold=json.loads(metadata["threshold"]),
+        Preparation(**_json(metadata, "preparation", dict)),
+        labels={int(value): name for value, name in _json(metadata, "labels", dict).items()},
+        threshold=_json(metadata, "threshold", float),
         card=Card(**{f.name: metadata.get(f.name, "") for f in fields(Card)}),
     )
+
+
+def _json(metadata: dict[str, str], key: str, kind: type) -> Any:
+    value = json.loads(metadata[key])
+    if not isinstance(value, kind):
+        wanted = {list: "list", dict: "object", float: "number with a decimal point"}[kind]
+        raise ValueError(f"its {key!r} is {_short.repr(value)}; it must be a JSON {wanted}")
+    return value

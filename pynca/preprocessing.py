@@ -5,12 +5,14 @@ Every operation is elementwise NumPy in a fixed order, so that results do not de
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .rule import FloatArray
+from .rule import FloatArray, whole_number
 
 Real = NDArray[np.float64] | NDArray[np.float32]
 
@@ -49,27 +51,34 @@ class Preparation:
     label_offset: float = 0.0
 
     def __post_init__(self) -> None:
-        if len(self.size) != 2 or not all(2 <= n <= 65536 for n in self.size):
-            raise ValueError(f"size is {self.size}; it must be two numbers between 2 and 65536")
-        if sorted(AXIS_OF.get(c, -1) for c in self.orientation) != [0, 1, 2]:
+        size, spacing, percentiles = self.size, self.spacing, self.percentiles
+        if not (_numbers(size, 2, whole=True) and all(2 <= n <= 65536 for n in size)):
+            raise ValueError(f"size is {size!r}; it must be two whole numbers between 2 and 65536")
+        codes = self.orientation if isinstance(self.orientation, str) else ""
+        if sorted(AXIS_OF.get(c, -1) for c in codes) != [0, 1, 2]:
             raise ValueError(
                 f"orientation is {self.orientation!r}; it must name three patient directions, such as 'RAS' or 'LPI'"
             )
-        if self.axis not in (0, 1, 2):
-            raise ValueError(f"axis is {self.axis}; it must be 0, 1 or 2")
-        if len(self.spacing) != 3 or not all(0 < mm < 1e4 for mm in self.spacing):
-            raise ValueError(f"spacing is {self.spacing}; it must be three sizes in mm above 0")
-        low, high = self.percentiles
-        if not 0 <= low < high <= 100:
-            raise ValueError(f"percentiles are {self.percentiles}; they must ascend between 0 and 100")
-        if not -4 <= self.label_offset <= 4:
-            raise ValueError(f"label_offset is {self.label_offset}; it must be between -4 and 4")
+        if not (_numbers(spacing, 3) and all(0 < mm < 1e4 for mm in spacing)):
+            raise ValueError(f"spacing is {spacing!r}; it must be three sizes in mm above 0")
+        if not (_numbers(percentiles, 2) and 0 <= percentiles[0] < percentiles[1] <= 100):
+            raise ValueError(f"percentiles are {percentiles!r}; they must be two numbers that ascend between 0 and 100")
+        if not (_numbers([self.label_offset], 1) and -4 <= self.label_offset <= 4):
+            raise ValueError(f"label_offset is {self.label_offset!r}; it must be a number between -4 and 4")
+        # Plain numbers in tuples, whatever came in, so that equal preparations compare, hash and are saved alike
+        object.__setattr__(self, "size", (int(size[0]), int(size[1])))
+        object.__setattr__(self, "axis", whole_number(self.axis, "axis", 0, 2))
+        object.__setattr__(self, "spacing", tuple(float(mm) for mm in spacing))
+        object.__setattr__(self, "percentiles", tuple(float(q) for q in percentiles))
+        object.__setattr__(self, "label_offset", float(self.label_offset))
 
     def prepare(self, slices: Real) -> FloatArray:
         """Bring slices (N, h, w) to (N, *size), float32 in [0, 1]. A constant slice becomes zeros."""
         resized = resize_cubic(np.asarray(slices, np.float64), self.size)
-        # float32, as the values stand in the papers' arrays; percentiles are of the resized slice
-        resized = resized.astype(np.float32).astype(np.float64)
+        # float32, as the values stand in the papers' arrays; percentiles are of the resized slice.
+        # Cubic interpolation overshoots, so that the largest values would leave float32.
+        limit = float(np.finfo(np.float32).max)
+        resized = np.clip(resized, -limit, limit).astype(np.float32).astype(np.float64)
         low, high = np.percentile(resized, self.percentiles, axis=(1, 2), keepdims=True)
         span = np.where(high > low, high - low, 1.0)
         scaled = np.clip((resized - low) / span, 0.0, 1.0)
@@ -81,6 +90,30 @@ class Preparation:
             position = (np.arange(n) + 0.5) * logits.shape[axis] / n - 0.5 + self.label_offset
             logits = _linear(logits, position, axis)
         return logits
+
+
+def _numbers(values: object, count: int, *, whole: bool = False) -> bool:
+    """Tell whether values are a sequence of so many real or whole numbers; a bool is none."""
+    kinds = (int, np.integer) if whole else (int, float, np.integer, np.floating)
+    values = values.tolist() if isinstance(values, np.ndarray) else values
+    return (
+        isinstance(values, Sequence)
+        and len(values) == count
+        and all(isinstance(v, kinds) and not isinstance(v, bool) for v in values)
+    )
+
+
+def check_finite(array: NDArray[Any], name: str) -> None:
+    """Refuse an image with values that float32, in which models compute, cannot hold."""
+    if array.dtype.kind != "f":
+        return
+    limit = np.float64(np.finfo(np.float32).max)
+    wrong = array.size - np.count_nonzero((array >= -limit) & (array <= limit))
+    if wrong:
+        raise ValueError(
+            f"{name} holds {wrong} values of {array.size} that are not finite "
+            "(NaN, infinite or beyond float32); all must be"
+        )
 
 
 AXIS_OF = {"L": 0, "R": 0, "P": 1, "A": 1, "I": 2, "S": 2}

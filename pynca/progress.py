@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from types import TracebackType
@@ -38,7 +39,7 @@ class Progress:
         """Count finished units and change the label."""
         self._done += units
         self._label = self._label if label is None else label
-        self._draw()
+        self._draw(force=label is not None)  # a new label stands for as long as its file takes
 
     def show(self, share: float, label: str) -> None:
         """Show a share of the whole that is done, and a label."""
@@ -68,5 +69,14 @@ class Progress:
         done = min(self._done / self._total, 1.0)
         bar = "#" * round(done * _CELLS)
         left = f"{(now - self._start) * (1 - done) / done:.0f} s left" if self._done else ""
-        sys.stderr.write(f"\r{self._label} [{bar:<{_CELLS}}] {done:4.0%} {left}\x1b[K")
+        room = max(_columns() - _CELLS - 24, 8)  # a line that is too long wraps and cannot be redrawn
+        label = self._label if len(self._label) <= room else f"...{self._label[3 - room :]}"
+        sys.stderr.write(f"\r{label} [{bar:<{_CELLS}}] {done:4.0%} {left}\x1b[K")
         sys.stderr.flush()
+
+
+def _columns() -> int:
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns or 80
+    except (OSError, ValueError):  # a terminal that has no size, such as an IDE's
+        return 80

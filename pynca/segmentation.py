@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from . import _core
 from .config import thread_count
 from .model import Model, load_model
+from .preprocessing import check_finite
 from .progress import Progress
 from .quality import Ensemble, nqm, sigmoid
 from .rule import FloatArray, UInt8Array, whole_number
@@ -32,7 +33,7 @@ _CALL_BYTES = 64 * 2**20
 _CALL_SLICES = 8  # a thread
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Segmentation:
     """What `predict` returns. All arrays have the shape of the image that went in.
 
@@ -45,7 +46,7 @@ class Segmentation:
     uncertainty : array or None
         float32: standard deviation of the probability over the samples; None for one sample.
     nqm : float or None
-        Quality metric of M3D-NCA (`pynca.quality.Ensemble.nqm`), ``sum(sd) / sum(mean)`` of the
+        Quality metric of M3D-NCA (`pynca.quality.nqm`), ``sum(sd) / sum(mean)`` of the
         probability over the samples: 0 = all runs agree, larger is worse. None for one sample.
     labels : mapping of int to str
         Name of each value in ``mask``.
@@ -162,8 +163,10 @@ def predict(
     OSError
         A file does not exist or cannot be read.
     """
-    if not isinstance(model, Model):
+    if isinstance(model, (str, os.PathLike)):
         model = load_model(model)
+    if not isinstance(model, Model):
+        raise TypeError(f"model is of type {type(model).__name__}; it must be a Model or the path of a model file")
     if model.input_channels != 1:
         raise ValueError(
             f"the model takes {model.input_channels} image channels; only models of one can segment an image, "
@@ -178,7 +181,7 @@ def predict(
     uncertainty = np.empty(slices.shape, np.float32) if samples > 1 else None
     totals = np.empty((2, len(slices)))
     with Progress(len(slices) * samples, "segmenting", enabled=progress) as bar:
-        for part in _parts(len(slices), model, threads):
+        for part in _parts(slices.shape, model, threads):
             prepared = model.preparation.prepare(slices[part])[..., None]
             indices = np.arange(part.start, part.stop, dtype=np.uint32)
             ensemble = Ensemble()
@@ -222,17 +225,17 @@ def _open(image: Image, affine: ArrayLike | None) -> tuple[NDArray[Any], Volume 
         raise ValueError(
             f"the image has shape {data.shape}; it must be a slice (H, W) or a volume (H, W, D), not empty"
         )
-    wrong = data.size - int(np.isfinite(data).sum())
-    if wrong:
-        raise ValueError(f"the image holds {wrong} values that are not finite; replace them before segmenting")
+    check_finite(data, "the image")
     if affine is None:
         return data, None
-    matrix = np.asarray(affine, np.float64)
+    matrix = np.asarray(affine)
+    if matrix.dtype.kind not in "fiu":
+        raise TypeError(f"affine has dtype {matrix.dtype}; it must hold real numbers")
     if data.ndim != 3 or matrix.shape != (4, 4):
         raise ValueError(
             f"affine has shape {matrix.shape} and the image {data.shape}; an affine is (4, 4) and goes with a volume"
         )
-    return data, Volume(data, matrix, None, "the image")
+    return data, Volume(data, matrix.astype(np.float64), None, "the image")
 
 
 def _sliced(
@@ -262,10 +265,12 @@ def _sliced(
     return np.moveaxis(way.apply(data), along, 0), restore
 
 
-def _parts(count: int, model: Model, threads: int) -> Iterator[slice]:
+def _parts(shape: tuple[int, ...], model: Model, threads: int) -> Iterator[slice]:
     """Divide slices into calls of the core: enough for all threads, and few enough to fit into memory."""
+    count, height, width = shape
     cells = math.prod(model.preparation.size)
-    fitting = _CALL_BYTES // (cells * model.levels[0].rule.channels * 4)
+    # A call holds the state in float32, and the slices' own pixels in float64 on the way there
+    fitting = _CALL_BYTES // max(cells * model.levels[0].rule.channels * 4, height * width * 8)
     size = max(1, min(fitting, _CALL_SLICES * threads))
     for first in range(0, count, size):
         yield slice(first, min(first + size, count))

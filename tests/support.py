@@ -46,3 +46,23 @@ def random_weights(
 def random_rule(perception: str, channels: int = 8, hidden: int = 24, **options: Any) -> pynca.Rule:
     draws = {k: options.pop(k) for k in ("kernel_size", "seed", "scale") if k in options}
     return pynca.Rule(random_weights(perception, channels, hidden, **draws), perception=perception, **options)
+
+
+def random_model(
+    perception: str = "conv",
+    *,
+    size: tuple[int, int] = (16, 16),
+    scales: tuple[int, ...] = (4, 1),
+    steps: int = 4,
+    channels: int = 6,
+    hidden: int = 10,
+    options: dict[str, Any] | None = None,
+    **preparation: Any,
+) -> pynca.Model:
+    """A small model with random weights: its masks depend on every fire mask and every pixel."""
+    rules = [random_rule(perception, channels, hidden, seed=n, **(options or {})) for n in range(len(scales))]
+    return pynca.Model(
+        [pynca.Level(rule, steps + n, scale) for n, (rule, scale) in enumerate(zip(rules, scales, strict=True))],
+        pynca.Preparation(size, **preparation),
+        labels={1: "blob"},
+    )
