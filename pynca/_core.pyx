@@ -121,6 +121,8 @@ cdef Fire fire_of(uint64_t seed, int level, const uint32_t[::1] samples, const u
 def run(CompiledRule rule not None, float[:, :, :, ::1] state, int steps, const uint8_t[:, :, :, ::1] masks,
         uint64_t seed, int level, const uint32_t[::1] samples, const uint32_t[::1] slices, int threads):
     """Run in place on float32 (N, H, W, C); masks are uint8 (steps, N, H, W) or None."""
+    if rule.rule.get() == NULL:
+        raise ValueError("the rule was never initialised")
     cdef size_t count = state.shape[0]
     cdef Py_ssize_t height = state.shape[1], width = state.shape[2]
     cdef Fire fire = fire_of(seed, level, samples, slices)

@@ -178,6 +178,7 @@ def _parser() -> argparse.ArgumentParser:
         "--patch", type=_whole, nargs=2, default=(32, 32), metavar="N", help="patch of the fine level (32)"
     )
     how.add_argument("--rate", type=float, default=1.6e-3, metavar="R", help="learning rate (default 0.0016)")
+    how.add_argument("--betas", type=float, nargs=2, default=(0.5, 0.5), metavar="B", help="of Adam (default 0.5 0.5)")
     how.add_argument("--loss", default="dice_bce", help="dice, bce, dice_bce (default) or dice_focal")
     how.add_argument("--seed", type=_whole, default=0, metavar="S", help="seed of everything (default 0)")
     how.add_argument("--threads", type=_whole, metavar="N", help="threads (default: all usable CPUs)")
@@ -208,11 +209,12 @@ def _segment(arguments: argparse.Namespace) -> int:
     model = load_model(arguments.model)
     quiet = arguments.quiet or arguments.json
     failed = 0
-    with Progress(len(cases), enabled=not quiet) as bar:
+    alone = len(cases) == 1 and not quiet  # then the bar counts slices, else files
+    with Progress(len(cases), enabled=not quiet and not alone) as bar:
         for source, mask, probability in cases:
             bar.advance(0, label=source.name)
             try:
-                report = _segment_case(source, mask, probability, model, arguments, threads)
+                report = _segment_case(source, mask, probability, model, arguments, threads, progress=alone)
             except (ValueError, OSError, MemoryError) as error:
                 failed += 1
                 bar.erase()
@@ -231,7 +233,14 @@ def _segment(arguments: argparse.Namespace) -> int:
 
 
 def _segment_case(
-    source: Path, mask: Path, probability: Path | None, model: Model, arguments: argparse.Namespace, threads: int
+    source: Path,
+    mask: Path,
+    probability: Path | None,
+    model: Model,
+    arguments: argparse.Namespace,
+    threads: int,
+    *,
+    progress: bool,
 ) -> dict[str, object]:
     """Segment one file, write what was asked for, and return what to say of it."""
     import numpy as np
@@ -239,7 +248,7 @@ def _segment_case(
     from .segmentation import predict
 
     start = time.perf_counter()
-    result = predict(source, model, seed=arguments.seed, samples=arguments.samples, threads=threads)
+    result = predict(source, model, seed=arguments.seed, samples=arguments.samples, threads=threads, progress=progress)
     for path in (mask, probability):
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -463,6 +472,7 @@ def _train(arguments: argparse.Namespace) -> int:
             patch=tuple(arguments.patch),
             batch=arguments.batch,
             rate=arguments.rate,
+            betas=tuple(arguments.betas),
             loss=arguments.loss,
             seed=arguments.seed,
         )

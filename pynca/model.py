@@ -113,6 +113,13 @@ class Model:
             raise ValueError("all levels of a model must have the same channels and image channels")
         if levels[0].rule.input_channels < 1:
             raise ValueError("the rules of a model must have at least one image channel")
+        for n, level in enumerate(levels):
+            cells = [-(-size // scales[0]) * scales[0] // level.scale for size in self.preparation.size]
+            if level.rule.padding == "reflect" and min(cells) <= level.rule.kernel_size // 2:
+                raise ValueError(
+                    f"slices of {self.preparation.size} are {cells} cells at level {n}, too few for reflect padding "
+                    f"with a kernel of {level.rule.kernel_size}"
+                )
         labels = dict(self.labels) if isinstance(self.labels, Mapping) else {}
         if len(labels) != 1 or not all(
             isinstance(value, (int, np.integer))

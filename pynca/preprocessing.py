@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 
 from .rule import FloatArray, whole_number
 
+# A hostile model file must not ask for more memory than a slice of such a size takes.
+MAX_SIZE = 4096
+
 Real = NDArray[np.float64] | NDArray[np.float32]
 
 
@@ -52,8 +55,8 @@ class Preparation:
 
     def __post_init__(self) -> None:
         size, spacing, percentiles = self.size, self.spacing, self.percentiles
-        if not (_numbers(size, 2, whole=True) and all(2 <= n <= 65536 for n in size)):
-            raise ValueError(f"size is {size!r}; it must be two whole numbers between 2 and 65536")
+        if not (_numbers(size, 2, whole=True) and all(2 <= n <= MAX_SIZE for n in size)):
+            raise ValueError(f"size is {size!r}; it must be two whole numbers between 2 and {MAX_SIZE}")
         codes = self.orientation if isinstance(self.orientation, str) else ""
         if sorted(AXIS_OF.get(c, -1) for c in codes) != [0, 1, 2]:
             raise ValueError(

@@ -64,30 +64,26 @@ class Rule:
         fire_rate: float = 0.5,
         padding: Padding | None = None,
     ) -> None:
-        if perception not in _NAMES:
+        if not isinstance(perception, str) or perception not in _NAMES:
             raise ValueError(f"perception is {perception!r}; it must be 'sobel' or 'conv'")
         if padding is None:
             padding = _PADDING_OF[perception]
         if padding not in ("zero", "reflect"):
             raise ValueError(f"padding is {padding!r}; it must be 'zero' or 'reflect'")
-        if not (isinstance(fire_rate, (int, float, np.floating)) and 0.0 <= fire_rate <= 1.0):
-            raise ValueError(f"fire_rate is {fire_rate!r}; it must be a probability between 0 and 1")
+        if not isinstance(weights, Mapping):
+            raise TypeError(f"weights are of type {type(weights).__name__}; they must map names to arrays")
         self.perception: Perception = perception
         self.padding: Padding = padding
-        self.fire_rate = float(fire_rate)
+        self.fire_rate = probability(fire_rate, "fire_rate")
         self.weights: Mapping[str, FloatArray] = MappingProxyType(_checked(weights, perception))
         self.channels = int(self.weights["fc1.weight"].shape[0])
         self.hidden = int(self.weights["fc1.weight"].shape[1])
         self.kernel_size = int(self.weights["p0.weight"].shape[-1]) if perception == "conv" else 3
         self.parameters = sum(w.size for w in self.weights.values())
-        if not (isinstance(input_channels, (int, np.integer)) and 0 <= input_channels < self.channels):
-            raise ValueError(
-                f"input_channels is {input_channels!r}; with {self.channels} channels it must be a whole "
-                f"number between 0 and {self.channels - 1}"
-            )
-        self.input_channels = int(input_channels)
+        self.input_channels = whole_number(input_channels, "input_channels", 0, self.channels - 1)
         self._compiled: _core.CompiledRule | None = None
         self._compiling = threading.Lock()
+        self._complete = True
 
     @classmethod
     def from_state_dict(
@@ -189,8 +185,14 @@ class Rule:
             raise TypeError(f"state has dtype {state.dtype}; it must hold real numbers")
         steps = whole_number(steps, "steps", 0, _core.MAX_STEPS)
         batched = state if state.ndim == 4 else state[None]
+        if masks is None and len(batched) > _core.MAX_SAMPLES:
+            raise ValueError(
+                f"state has {len(batched)} batch members, but the fire mask tells at most {_core.MAX_SAMPLES} apart; "
+                "run them in parts or give masks"
+            )
         samples = np.arange(len(batched), dtype=np.uint32)
-        out = np.array(batched, dtype=np.float32, order="C", copy=True)
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and stays visible
+            out = np.array(batched, dtype=np.float32, order="C", copy=True)
         fire = None if masks is None else check_masks(masks, steps, state.shape[:-1])
         self.run_in_place(out, steps, masks=fire, seed=seed, samples=samples, threads=threads)
         return out.reshape(state.shape)
@@ -213,7 +215,7 @@ class Rule:
         _core.run(
             self._packed(),
             state,
-            steps,
+            whole_number(steps, "steps", 0, _core.MAX_STEPS),
             masks if masks is None else masks.reshape(steps, *state.shape[:3]),
             whole_number(seed, "seed", 0, 2**64 - 1),
             whole_number(level, "level", 0, _core.MAX_LEVELS - 1),
@@ -233,6 +235,11 @@ class Rule:
                     dict(self.weights),
                 )
             return self._compiled
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if hasattr(self, "_complete") and name != "_compiled":
+            raise AttributeError(f"a rule cannot be changed; make another one for a different {name}")
+        object.__setattr__(self, name, value)
 
     def __getstate__(self) -> dict[str, object]:
         """Pickle and copy the weights, not the packed form."""
@@ -261,6 +268,15 @@ def whole_number(value: object, name: str, low: int, high: int) -> int:
     if not low <= value <= high:
         raise ValueError(f"{name} is {value}; it must be between {low} and {high}")
     return int(value)
+
+
+def probability(value: object, name: str) -> float:
+    """Return ``value`` as a float between 0 and 1, or raise a ValueError/TypeError that names the argument."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(f"{name} is {value!r}; it must be a number")
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(f"{name} is {value!r}; it must be a probability between 0 and 1")
+    return float(value)
 
 
 def check_masks(masks: ArrayLike, steps: int, cells: tuple[int, ...], name: str = "masks") -> UInt8Array:
@@ -316,13 +332,12 @@ def fire_mask(
     ValueError, TypeError
         An argument is out of range or of the wrong type.
     """
-    if len(shape) not in (2, 3):
-        raise ValueError(f"shape is {tuple(shape)}; it must be (H, W) or (N, H, W)")
-    if not 0.0 <= fire_rate <= 1.0:
-        raise ValueError(f"fire_rate is {fire_rate!r}; it must be a probability between 0 and 1")
+    if not isinstance(shape, (tuple, list)) or len(shape) not in (2, 3):
+        raise ValueError(f"shape is {shape!r}; it must be (H, W) or (N, H, W)")
+    fire_rate = probability(fire_rate, "fire_rate")
     sizes = [whole_number(n, "shape", 0, 2**31 - 1) for n in shape]
-    count = sizes[0] if len(sizes) == 3 else 1
-    first = whole_number(sample, "sample", 0, max(_core.MAX_SAMPLES - count, 0))
+    count = whole_number(sizes[0] if len(sizes) == 3 else 1, "N", 0, _core.MAX_SAMPLES)
+    first = whole_number(sample, "sample", 0, _core.MAX_SAMPLES - count)
     out = np.empty((whole_number(steps, "steps", 0, _core.MAX_STEPS), count, *sizes[-2:]), np.uint8)
     _core.fire_mask(
         out,

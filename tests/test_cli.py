@@ -16,10 +16,10 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
-from support import CHECKPOINT, random_model
 
 import pynca
 from pynca import cli
+from support import CHECKPOINT, random_model
 
 SCRIPT = Path(sysconfig.get_path("scripts")) / ("pynca.exe" if os.name == "nt" else "pynca")
 posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX")

@@ -297,6 +297,7 @@ def test_not_a_number_stays_visible() -> None:
         ({"masks": np.zeros((2, 4, 5), np.uint8)}, ValueError, "masks has shape"),
         ({"masks": np.zeros((2, 4, 4), np.float32)}, TypeError, "masks has dtype float32"),
         ({"masks": np.full((2, 4, 4), 2, np.uint8)}, ValueError, "masks holds the value 2"),
+        ({"state": np.zeros((4097, 2, 2, 8), np.float32)}, ValueError, "state has 4097 batch members"),
     ],
 )
 def test_wrong_arguments_of_run(arguments: dict[str, Any], error: type[Exception], sentence: str) -> None:
@@ -306,7 +307,7 @@ def test_wrong_arguments_of_run(arguments: dict[str, Any], error: type[Exception
 
 
 def test_no_memory_is_an_error_of_its_own() -> None:
-    huge = np.lib.stride_tricks.as_strided(np.zeros(1, np.float32), (2**20, 2**20, 2**10, 8), (0, 0, 0, 0))
+    huge = np.lib.stride_tricks.as_strided(np.zeros(1, np.float32), (2**10, 2**20, 2**20, 8), (0, 0, 0, 0))
     with pytest.raises(MemoryError):
         random_rule("conv").run(huge, 1)
 
@@ -328,6 +329,7 @@ def test_no_memory_is_an_error_of_its_own() -> None:
         ({}, {"fire_rate": 1.5}, "fire_rate is 1.5"),
         ({}, {"fire_rate": float("nan")}, "fire_rate is nan"),
         ({}, {"input_channels": 8}, "input_channels is 8"),
+        ({}, {"perception": ["conv"]}, "perception is "),
     ],
 )
 def test_wrong_rules(change: dict[str, Any], options: dict[str, Any], sentence: str) -> None:
@@ -335,6 +337,21 @@ def test_wrong_rules(change: dict[str, Any], options: dict[str, Any], sentence: 
     weights = {name: value for name, value in weights.items() if value is not None}
     with pytest.raises(ValueError, match=sentence):
         pynca.Rule(weights, **{"perception": "conv", **options})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"shape": 4}, {"shape": (4,)}, {"shape": (4097, 1, 1)}, {"fire_rate": 1.5}, {"sample": 4096}, {"level": 16}],
+)
+def test_wrong_arguments_of_fire_mask(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="is"):
+        pynca.fire_mask(**{"shape": (4, 4), "steps": 2, **options})
+
+
+@pytest.mark.parametrize("options", [{"fire_rate": "a"}, {"fire_rate": True}, {"steps": 1.0}, {"shape": (4.0, 4)}])
+def test_wrong_types_of_fire_mask(options: dict[str, Any]) -> None:
+    with pytest.raises(TypeError, match="it must be a"):
+        pynca.fire_mask(**{"shape": (4, 4), "steps": 2, **options})
 
 
 def test_from_state_dict_turns_kernels_and_back() -> None:
@@ -355,6 +372,8 @@ def test_rules_are_immutable_and_can_be_pickled() -> None:
     expected = rule.run(state, 2)
     weights["fc0.bias"][:] = 9
     np.testing.assert_array_equal(rule.run(state, 2), expected)
+    with pytest.raises(AttributeError, match="a rule cannot be changed"):
+        rule.fire_rate = 0.5
     with pytest.raises(ValueError, match="read-only"):
         rule.weights["fc0.bias"][0] = 1
     again = pickle.loads(pickle.dumps(rule))

@@ -107,10 +107,10 @@ def test_a_label_that_lies_elsewhere_is_refused() -> None:
     image = Volume(np.zeros((9, 8, 5), np.float32), np.eye(4), None, "image.nii")
     assert score_case(model, image, image, "image.nii").name == "image.nii"
     moved = Volume(image.data, np.diag([1.0, 1.0, 2.0, 1.0]), None, "label.nii")
-    with pytest.raises(ValueError, match="label.nii lies elsewhere than its image"):
+    with pytest.raises(ValueError, match=r"label.nii lies elsewhere than its image"):
         score_case(model, image, moved, "x")
     other = Volume(np.zeros((9, 8, 4), np.float32), np.eye(4), None, "label.nii")
-    with pytest.raises(ValueError, match="label.nii has shape"):
+    with pytest.raises(ValueError, match=r"label.nii has shape"):
         score_case(model, image, other, "x")
 
 

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import REFERENCE, golden_cases, random_model, random_rule
 
 import pynca
 from pynca import _core, tensorfile
 from pynca.rule import check_masks
+from support import REFERENCE, golden_cases, random_model, random_rule
 
 PIPELINES = golden_cases("e")
 

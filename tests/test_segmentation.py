@@ -14,11 +14,11 @@ import nibabel
 import numpy as np
 import pytest
 from nibabel import orientations
-from support import random_model
 
 import pynca
 from pynca import segmentation
 from pynca.quality import Ensemble, nqm
+from support import random_model
 
 MODEL = random_model()
 ALL_48 = [

@@ -83,6 +83,8 @@ def nca(
 ) -> Node:
     """Run a rule on a state (N, H, W, C); masks are (steps, N, H, W), else drawn with batch member n as sample n."""
     rule, count = weights.rule, len(state.value)
+    if masks is None and count > _core.MAX_SAMPLES:
+        raise ValueError(f"the batch has {count} members; the fire mask tells at most {_core.MAX_SAMPLES} apart")
     rollout = Rollout(
         rule.perception,
         rule.padding,
@@ -94,7 +96,7 @@ def nca(
         masks,
         seed,
         level,
-        np.arange(count, dtype=np.uint32) % _core.MAX_SAMPLES,
+        np.arange(count, dtype=np.uint32),
         np.zeros(count, np.uint32),
         thread_count(threads),
     )

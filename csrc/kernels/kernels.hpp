@@ -56,7 +56,7 @@ struct Kernels {
 
 constexpr int kFireBlock = 32;
 
-constexpr int round_up(int n, int step) {
+static constexpr int round_up(int n, int step) { // static: a copy for each instruction set
     return (n + step - 1) / step * step;
 }
 
