@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 DONE, FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
 
+_MODEL = "a bundled model or a model file (default: hippocampus)"
+
 
 class _WrongUse(Exception):
     """An argument that cannot be right, as one sentence."""
@@ -67,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("input", metavar="IN", type=Path, help="a .nii or .nii.gz file, or a folder of them")
     command.add_argument("output", metavar="OUT", type=Path, help="the mask to write; a folder where IN is one")
-    command.add_argument("-m", "--model", type=Path, required=True, help="a model file (.safetensors)")
+    command.add_argument("-m", "--model", type=Path, default=Path("hippocampus"), help=_MODEL)
     command.add_argument(
         "--samples", type=_whole, default=1, metavar="N", help="average N runs and print how much they agree (NQM)"
     )
@@ -87,7 +89,9 @@ def _parser() -> argparse.ArgumentParser:
         help="describe a model file, or this installation",
         description="Print what a model file says of itself; without MODEL, the version, instruction set and threads.",
     )
-    command.add_argument("model", metavar="MODEL", type=Path, nargs="?", help="a model file (.safetensors)")
+    command.add_argument(
+        "model", metavar="MODEL", type=Path, nargs="?", help="a bundled model or a model file (.safetensors)"
+    )
     command.set_defaults(run=_info)
 
     command = commands.add_parser(
@@ -135,7 +139,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--images", type=Path, required=True, metavar="DIR", help="folder of .nii or .nii.gz images")
     command.add_argument("--labels", type=Path, required=True, metavar="DIR", help="folder of labels of the same names")
-    command.add_argument("-m", "--model", type=Path, required=True, help="a model file (.safetensors)")
+    command.add_argument("-m", "--model", type=Path, default=Path("hippocampus"), help=_MODEL)
     command.add_argument("--cases", type=Path, metavar="FILE", help="only the label files named in this text file")
     command.add_argument("-o", "--output", type=Path, metavar="CSV", help="also write one row a case")
     command.add_argument("--samples", type=_whole, default=1, metavar="N", help="average N runs (default 1)")
@@ -202,8 +206,7 @@ def _segment(arguments: argparse.Namespace) -> int:
         whole_number(arguments.samples, "--samples", 1, _core.MAX_SAMPLES)
         whole_number(arguments.seed, "--seed", 0, 2**64 - 1)
         cases = _cases(arguments.input, arguments.output, arguments.save_probability)
-        if not arguments.model.exists():
-            raise _WrongUse(f"{arguments.model} does not exist; -m takes a model file")
+        _check_model(arguments.model)
     except ValueError as error:
         raise _WrongUse(str(error)) from None
     model = load_model(arguments.model)
@@ -317,6 +320,13 @@ def _cases(source: Path, output: Path, probability: Path | None) -> list[tuple[P
     return cases
 
 
+def _check_model(model: Path) -> None:
+    from . import zoo
+
+    if zoo.find(str(model)) is None and not model.exists():
+        raise _WrongUse(f"{model} does not exist; bundled models are {', '.join(zoo.names())}, others are files")
+
+
 def _info(arguments: argparse.Namespace) -> int:
     from .config import show_config
     from .model import load_model
@@ -327,8 +337,7 @@ def _info(arguments: argparse.Namespace) -> int:
         except ValueError as error:  # an environment variable
             raise _WrongUse(str(error)) from None
         return DONE
-    if not arguments.model.exists():
-        raise _WrongUse(f"{arguments.model} does not exist; MODEL is a model file (.safetensors)")
+    _check_model(arguments.model)
     _print(_described(load_model(arguments.model)))
     return DONE
 
@@ -413,8 +422,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from .progress import Progress
     from .training.dataset import find_cases
 
-    if not arguments.model.exists():
-        raise _WrongUse(f"{arguments.model} does not exist; -m takes a model file")
+    _check_model(arguments.model)
     cases = find_cases(arguments.images, arguments.labels).cases
     if arguments.cases is not None:
         names = set(arguments.cases.read_text(encoding="utf-8").split())

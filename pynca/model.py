@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from . import _core, tensorfile
+from . import _core, tensorfile, zoo
 from .preprocessing import Preparation, check_finite, shrink_linear
 from .rule import FloatArray, Rule, check_masks, whole_number
 
@@ -271,12 +271,12 @@ class Model:
 
 
 def load_model(path: str | os.PathLike[str]) -> Model:
-    """Read a model from a ``.safetensors`` file that `Model.save` wrote.
+    """Read a model from a ``.safetensors`` file that `Model.save` wrote, or a bundled one.
 
     Parameters
     ----------
     path : str or path-like
-        The file; nothing in it is run.
+        The name of a bundled model, such as ``"hippocampus"``, or a file; nothing in it is run.
 
     Returns
     -------
@@ -289,7 +289,7 @@ def load_model(path: str | os.PathLike[str]) -> Model:
     OSError
         The file does not exist or cannot be read.
     """
-    path = Path(path)
+    path = zoo.find(str(path)) or Path(path)
     tensors, metadata = tensorfile.read(path)
     if metadata.get("format") != "pynca":
         raise ValueError(f"{path} is a safetensors file without pynca's metadata; `pynca import` makes models")

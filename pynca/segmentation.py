@@ -19,6 +19,7 @@ from .progress import Progress
 from .quality import Ensemble, nqm, sigmoid
 from .rule import FloatArray, UInt8Array, whole_number
 from .volumes import Orientation, Volume, read_volume, save_map, save_mask
+from .zoo import DEFAULT
 
 if TYPE_CHECKING:
     from nibabel.spatialimages import SpatialImage
@@ -86,7 +87,7 @@ class Segmentation:
 
 def segment(
     image: Image,
-    model: Model | str | os.PathLike[str],
+    model: Model | str | os.PathLike[str] = DEFAULT,
     *,
     axis: int | None = None,
     affine: ArrayLike | None = None,
@@ -116,7 +117,7 @@ def segment(
 
 def predict(
     image: Image,
-    model: Model | str | os.PathLike[str],
+    model: Model | str | os.PathLike[str] = DEFAULT,
     *,
     axis: int | None = None,
     affine: ArrayLike | None = None,
@@ -138,8 +139,8 @@ def predict(
         2D (one slice) or 3D, of any real dtype. An array without ``affine`` is taken to be in the
         model's orientation and spacing: for ``"RAS"``, axes that grow to the patient's right, front
         and head.
-    model : Model or path
-        A model, or the path of a model file.
+    model : Model, str or path
+        A model, the name of a bundled one, or the path of a model file. Default ``"hippocampus"``.
     axis : int, optional
         Slice along this axis of the image instead of the model's. A 3D array whose last axis is 3 or 4
         may be a colour picture and is refused unless this is given.
