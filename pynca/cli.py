@@ -417,19 +417,18 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
+    from .cases import find_cases, only
     from .evaluation import score_file, table, write_csv
     from .model import load_model
     from .progress import Progress
-    from .training.dataset import find_cases
 
     _check_model(arguments.model)
-    cases = find_cases(arguments.images, arguments.labels).cases
-    if arguments.cases is not None:
-        names = set(arguments.cases.read_text(encoding="utf-8").split())
-        unknown = sorted(names - {case.name for case in cases})
-        if unknown:
-            raise _WrongUse(f"{arguments.cases} names {unknown[0]}, which is not among the labels")
-        cases = [case for case in cases if case.name in names]
+    try:
+        cases = find_cases(arguments.images, arguments.labels).cases
+        if arguments.cases is not None:
+            cases = only(cases, arguments.cases)
+    except (ValueError, OSError) as error:
+        raise _WrongUse(_sentence(error)) from None
     model = load_model(arguments.model)
     scores, failed = [], 0
     options = {"seed": arguments.seed, "samples": arguments.samples, "threads": arguments.threads}
@@ -449,10 +448,11 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 
 def _train(arguments: argparse.Namespace) -> int:
+    from .cases import find_cases, read_dataset
     from .model import Card
     from .preprocessing import Preparation
     from .progress import Progress
-    from .training.dataset import find_cases, read_dataset, split
+    from .training.dataset import split
     from .training.fit import LOG, STATE, Recipe, State
     from .training.train import draw_curve, train
 
@@ -484,8 +484,13 @@ def _train(arguments: argparse.Namespace) -> int:
             loss=arguments.loss,
             seed=arguments.seed,
         )
-    except ValueError as error:
-        raise _WrongUse(str(error)) from None
+        recipe.check_size(preparation.size)
+        for name in ("epochs", "minutes"):
+            value = getattr(arguments, name)
+            if value is not None and not 0 < value < 1e6:
+                raise ValueError(f"--{name} is {value:g}; it must be a number above 0")
+    except (ValueError, OSError) as error:
+        raise _WrongUse(_sentence(error)) from None
 
     def report(entry: dict[str, float]) -> None:
         if not arguments.quiet:

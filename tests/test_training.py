@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 import pynca
-from pynca.training import dataset as cases_of
-from pynca.training import sampling
+from pynca import cases
+from pynca.training import dataset, sampling
 from pynca.training.fit import STATE, Recipe, State, fit, saved_recipe, train_batch
 from pynca.training.optimizers import Adam, clip, moved_average
 from pynca.training.sampling import Augmentation, Slices
@@ -187,15 +187,15 @@ def folders(tmp_path: Path) -> Path:
 
 
 def test_cases_are_paired_by_name(folders: Path) -> None:
-    found = cases_of.find_cases(folders / "images", folders / "labels")
+    found = cases.find_cases(folders / "images", folders / "labels")
     assert [case.name for case in found.cases] == [f"case_{n}.nii.gz" for n in range(5)]
-    rest, held = cases_of.split(found, "0.2")
+    rest, held = dataset.split(found, "0.2")
     assert (len(rest), len(held)) == (4, 1)
     (folders / "names.txt").write_text("case_1.nii.gz\ncase_4.nii.gz\n")
-    rest, held = cases_of.split(found, folders / "names.txt")
+    rest, held = dataset.split(found, folders / "names.txt")
     assert [case.name for case in held] == ["case_1.nii.gz", "case_4.nii.gz"]
-    assert cases_of.split(found, "none") == (list(found.cases), [])
-    slices = cases_of.prepare(rest, found, PREPARATION)
+    assert dataset.split(found, "none") == (list(found.cases), [])
+    slices = dataset.prepare(rest, found, PREPARATION)
     assert slices.images.shape == slices.labels.shape == (6, 16, 16)
 
 
@@ -206,12 +206,12 @@ def test_a_described_dataset(folders: Path, labels: dict[str, Any]) -> None:
     for path in (folders / "imagesTr").iterdir():
         path.rename(path.with_name(path.name.replace(".nii", "_0000.nii")))
     (folders / "dataset.json").write_text(json.dumps({"labels": labels}))
-    found = cases_of.read_dataset(folders)
+    found = cases.read_dataset(folders)
     assert found.values == {0, 2}
-    assert len(cases_of.prepare(found.cases, found, PREPARATION).images) == 10
+    assert len(dataset.prepare(found.cases, found, PREPARATION).images) == 10
     wrong = replace(found, values=frozenset({0, 1}))
     with pytest.raises(ValueError, match=r"case_0.nii.gz holds the label 2; declared are \[0, 1\]"):
-        cases_of.prepare(found.cases, wrong, PREPARATION)
+        dataset.prepare(found.cases, wrong, PREPARATION)
 
 
 def spoil(folders: Path, how: str) -> None:
@@ -249,8 +249,8 @@ def spoil(folders: Path, how: str) -> None:
 )
 def test_cases_that_cannot_be_right(folders: Path, how: str, sentence: str) -> None:
     def read() -> Slices:
-        found = cases_of.find_cases(folders / "images", folders / "labels")
-        return cases_of.prepare(found.cases, found, PREPARATION)
+        found = cases.find_cases(folders / "images", folders / "labels")
+        return dataset.prepare(found.cases, found, PREPARATION)
 
     spoil(folders, how)
     with pytest.raises(ValueError, match=sentence):
@@ -259,14 +259,14 @@ def test_cases_that_cannot_be_right(folders: Path, how: str, sentence: str) -> N
 
 @pytest.mark.parametrize("validation", ["0", "1.5", "0.01"])
 def test_wrong_shares(folders: Path, validation: str) -> None:
-    found = cases_of.find_cases(folders / "images", folders / "labels")
+    found = cases.find_cases(folders / "images", folders / "labels")
     with pytest.raises(ValueError, match=r"validation is|would validate"):
-        cases_of.split(found, validation)
+        dataset.split(found, validation)
 
 
 def test_from_files_to_a_model(folders: Path) -> None:
-    found = cases_of.find_cases(folders / "images", folders / "labels")
-    rest, held = cases_of.split(found, "0.2")
+    found = cases.find_cases(folders / "images", folders / "labels")
+    rest, held = dataset.split(found, "0.2")
     outcome = train(
         found, rest, held, SMALL, PREPARATION, folders / "work", labels={1: "disc"}, epochs=2.0, card=pynca.Card("d")
     )

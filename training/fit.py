@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from pynca import Level, Model, Preparation, Rule, tensorfile
+from pynca import Level, Model, Preparation, Rule, _core, tensorfile
 from pynca.preprocessing import shrink_linear
-from pynca.rule import FloatArray
+from pynca.rule import FloatArray, whole_number
 
 from . import tape
+from .losses import LOSSES
 from .optimizers import Adam, Arrays, clip, moved_average
 from .sampling import Augmentation, Slices, corners, cut, draw, generator
 
@@ -75,6 +76,35 @@ class Recipe:
     evaluate: int = 1000
     seed: int = 0
     augmentation: Augmentation = field(default_factory=Augmentation)
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            *(("channels", 2, 4096), ("hidden", 1, 65536), ("scale", 1, 64), ("batch", 1, _core.MAX_SAMPLES)),
+            *(("batches", 1, 2**31), ("evaluate", 1, 2**31), ("seed", 0, 2**63 - 1)),
+        ):
+            whole_number(getattr(self, name), name, low, high)
+        for name, high in (("steps", _core.MAX_STEPS), ("patch", 65536)):
+            values = getattr(self, name)
+            if len(values) != 2:
+                raise ValueError(f"{name} is {values!r}; it must be two whole numbers")
+            for value in values:
+                whole_number(value, name, 1, high)
+        if any(side % self.scale for side in self.patch):
+            raise ValueError(f"patch is {self.patch}; its sides must be multiples of the scale, {self.scale}")
+        for name in ("rate", "last_rate", "clip"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be a number above 0")
+        if not all(0 <= value < 1 for value in (*self.betas, self.average)):
+            raise ValueError(f"betas are {self.betas} and average {self.average}; they must be at least 0 and below 1")
+        if self.loss not in LOSSES:
+            raise ValueError(f"loss is {self.loss!r}; it must be one of {', '.join(LOSSES)}")
+
+    def check_size(self, size: tuple[int, int]) -> None:
+        """Refuse prepared slices of a size that the patch or the scale does not fit."""
+        if any(side % self.scale for side in size):
+            raise ValueError(f"size is {size}; its sides must be multiples of the scale, {self.scale}")
+        if any(part > whole for part, whole in zip(self.patch, size, strict=True)):
+            raise ValueError(f"patch is {self.patch}; it must not be larger than a prepared slice, {size}")
 
 
 def initial_weights(recipe: Recipe) -> list[Arrays]:
@@ -218,6 +248,7 @@ def fit(
     RuntimeError
         The run failed again and again, at ever lower rates.
     """
+    recipe.check_size(preparation.size)
     path = None if folder is None else Path(folder)
     state = load_state(path / STATE, recipe) if resume and path is not None else State.start(recipe)
     began = time.monotonic() - state.seconds

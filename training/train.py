@@ -15,10 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from pynca import Card, Model, Preparation, _core
+from pynca.cases import Case, Dataset
 from pynca.config import thread_count
 from pynca.evaluation import score_file
 
-from .dataset import Case, Dataset, prepare
+from .dataset import prepare
 from .fit import STATE, Recipe, State, fit, saved_recipe, train_batch
 from .sampling import Slices
 
