@@ -2,9 +2,9 @@
 
     python benchmarks/robustness.py MODEL --images DIR --labels DIR --cases FILE
 
-Slices are stretched to the model's size first and degraded there, in grey values from 0 to 1, as the reproduction did on
-its 64x64 grid; shift and scale move image and label together. Hard Dice is per volume on that grid, labels resized like
-images.
+Slices are stretched to the model's size first and degraded there, in grey values from 0 to 1, as the reproduction
+did on its 64x64 grid; ghosting and bias field are ours, of the same strength by name only. Shift and scale move image
+and label together. Hard Dice is per volume on that grid, labels resized like images.
 """
 
 from __future__ import annotations
