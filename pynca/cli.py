@@ -171,8 +171,13 @@ def _parser() -> argparse.ArgumentParser:
     size.add_argument("--orientation", default="RAS", metavar="CODE", help="orientation to learn in (default RAS)")
     size.add_argument("--axis", type=_whole, default=2, metavar="N", help="axis to slice along (default 2)")
     size.add_argument("--label", default="foreground", metavar="NAME", help="what the model segments")
-    size.add_argument("--licence", default="", help="licence of the weights, for the card")
-    size.add_argument("--training-data", default="", help="what it was trained on, for the card")
+    for name, what in (
+        ("--description", "what the model is for"),
+        ("--licence", "licence of the weights"),
+        ("--training-data", "what it was trained on"),
+        ("--citation", "how to cite it"),
+    ):
+        size.add_argument(name, default="", metavar="TEXT", help=f"{what}, for the card")
     how = command.add_argument_group("training")
     length = how.add_mutually_exclusive_group()
     length.add_argument("--epochs", type=float, metavar="N", help="passes through all slices (default 40)")
@@ -514,7 +519,13 @@ def _train(arguments: argparse.Namespace) -> int:
             preparation,
             folder,
             labels={1: arguments.label},
-            card=Card(name=output.stem, licence=arguments.licence, training_data=arguments.training_data),
+            card=Card(
+                name=output.stem,
+                description=arguments.description,
+                licence=arguments.licence,
+                training_data=arguments.training_data,
+                citation=arguments.citation,
+            ),
             epochs=40 if arguments.epochs is None and arguments.minutes is None else arguments.epochs,
             minutes=arguments.minutes,
             resume=arguments.resume,

@@ -1,0 +1,50 @@
+"""The bundled models: small, described, and as good as their cards say."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import pynca
+from pynca import zoo
+from pynca.evaluation import score_file
+from support import DATA
+
+
+@pytest.mark.parametrize("name", zoo.names())
+def test_every_model_is_small_and_described(name: str) -> None:
+    path = zoo.find(name)
+    assert path is not None
+    assert path.stat().st_size <= 300_000
+    model = pynca.load_model(name)
+    assert model.parameters <= 100_000
+    assert model.card.name == name
+    assert all(asdict(model.card).values()), "every field of the card says something"
+    assert path.with_suffix(".md").is_file()
+
+
+def test_the_default_is_there_and_others_are_files() -> None:
+    assert zoo.DEFAULT in zoo.names()
+    assert zoo.find("kidney") is None
+    with pytest.raises(FileNotFoundError):
+        pynca.load_model("kidney")
+
+
+def test_segment_needs_no_model(data: Path) -> None:
+    path = data / "hippocampus" / "images" / "hippocampus_001.nii.gz"
+    np.testing.assert_array_equal(pynca.segment(path), pynca.segment(path, pynca.load_model("hippocampus")))
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason=f"{DATA} with the real files is not there")
+def test_hippocampus_on_unseen_volumes() -> None:
+    """Five volumes of the validation fold, none of which it was trained on."""
+    model, folder = pynca.load_model("hippocampus"), DATA / "hippocampus"
+    names = [f"hippocampus_{n:03}.nii.gz" for n in (1, 50, 102, 204, 301)]
+    paths = [name for name in names if (folder / "images" / name).exists()]
+    assert paths
+    scores = [score_file(model, folder / "images" / name, folder / "labels" / name) for name in paths]
+    assert np.mean([score.hard_dice for score in scores]) > 0.88
+    assert np.mean([score.hd95 for score in scores]) < 2.5
