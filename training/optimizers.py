@@ -43,7 +43,7 @@ class Adam:
             self.first[name] = np.float32(b1) * self.first.get(name, zero) + np.float32(1 - b1) * gradient
             self.second[name] = np.float32(b2) * self.second.get(name, zero) + np.float32(1 - b2) * gradient * gradient
             root = np.sqrt(self.second[name]) / np.float32(math.sqrt(correction2)) + np.float32(self.epsilon)
-            result[name] = weight - np.float32(rate / correction1) * self.first[name] / root
+            result[name] = np.asarray(weight - np.float32(rate / correction1) * self.first[name] / root, np.float32)
         return result
 
 

@@ -136,4 +136,5 @@ def _read(images: FloatArray, rows: NDArray[np.float64], columns: NDArray[np.flo
     n = np.arange(count)[:, None, None]
     upper = images[n, top, left] * (1 - lean) + images[n, top, right] * lean
     lower = images[n, below, left] * (1 - lean) + images[n, below, right] * lean
-    return upper * (1 - fall) + lower * fall
+    read: FloatArray = upper * (1 - fall) + lower * fall
+    return read

@@ -16,7 +16,7 @@ from pynca import Rule, _core
 from pynca.config import thread_count
 from pynca.rule import FloatArray, UInt8Array
 
-from . import losses
+from . import elementary, losses
 from ._gradient import Rollout
 
 Gradients = dict[str, FloatArray]
@@ -156,7 +156,7 @@ def channels(state: Node, first: int, last: int) -> Node:
 
 def sigmoid(logits: Node) -> Node:
     """1 / (1 + e^-x)."""
-    p = losses.sigmoid(logits.value.astype(np.float64)).astype(np.float32)
+    p = elementary.sigmoid(logits.value.astype(np.float64)).astype(np.float32)
     return Node(p, (logits,), lambda gradient: (gradient * p * (1 - p),))
 
 
