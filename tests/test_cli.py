@@ -544,7 +544,13 @@ def test_interrupted(folder: Path) -> None:
         write_scan(folder / "many" / f"{n:02}.nii.gz", seed=n)
     arguments = ["segment", "many", "masks", "-m", "model.safetensors", "--samples", "300"]
     process = subprocess.Popen(
-        [SCRIPT, *arguments], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [SCRIPT, *arguments],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # a shell's background jobs ignore Ctrl-C, and hand that on
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout is not None
     first = process.stdout.readline()
