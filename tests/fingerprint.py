@@ -1,4 +1,4 @@
-"""Prints hashes of results and of fire masks: the same lines on every CPU with fused multiply-add.
+"""Prints hashes of results, fire masks and gradients: the same lines on every CPU with fused multiply-add.
 
 A script, not a test: `.ci/arm64` compares what it prints here with what it prints under emulation. PYNCA_ISA
 chooses the instruction set. Weights and states are drawn as whole numbers and scaled by powers of two, so that
@@ -14,6 +14,7 @@ import math
 import numpy as np
 
 import pynca
+from pynca import training
 from support import random_weights
 
 SIZES = [(21, 30), (48, 40), (5, 97)]
@@ -56,3 +57,12 @@ for padding, kernel_size in itertools.product(["zero", "reflect"], [1, 5, 7]):
 for fire_rate in (0.1, 0.5, 0.8, 1.0):
     mask = pynca.fire_mask((3, 37, 53), 9, fire_rate=fire_rate, seed=11, level=3, sample=2, z=19)
     show(f"fire mask {fire_rate}", mask)
+for perception, (channels, hidden) in itertools.product(["sobel", "conv"], WIDTHS[2:]):
+    state = exact(np.random.default_rng(2), (2, 19, 22, channels))
+    target = (state[..., 0] < 0).astype(np.float32)
+    loss, of_weights, of_state = training.gradients(
+        rule(perception, channels, hidden), state, target, steps=6, seed=4, threads=2
+    )
+    show(f"{perception} {channels} {hidden} loss", np.array(loss))
+    for name, gradient in [*of_weights.items(), ("state", of_state)]:
+        show(f"{perception} {channels} {hidden} gradient of {name}", gradient)
