@@ -1,8 +1,9 @@
 #include "parallel.hpp"
 
+#include <exception>
 #include <memory>
 #include <mutex>
-#include <system_error>
+#include <new>
 #include <thread>
 
 #if !defined(_WIN32)
@@ -25,7 +26,7 @@ void pause_cpu() {
 #endif
 }
 
-void wait_while_equal(const std::atomic<int>& value, int old, int spins) {
+void wait_while_equal(const std::atomic<unsigned>& value, unsigned old, int spins) {
     for (int i = 0; i < spins; ++i) {
         if (value.load(std::memory_order_acquire) != old)
             return;
@@ -38,14 +39,14 @@ void wait_while_equal(const std::atomic<int>& value, int old, int spins) {
 // A thread that sleeps until it has a turn, does it, and sleeps again. It lives as long as the process:
 // threads are never joined, so that nothing waits for them at exit.
 struct Worker {
-    std::atomic<int> started{0}, finished{0}; // turns
+    std::atomic<unsigned> started{0}, finished{0}; // turns; they wrap
     void (*function)(const void*, int) = nullptr;
     const void* context = nullptr;
     int index = 0;
     Worker* next = nullptr; // in the pool's or a team's list
 
     void loop() {
-        for (int turn = 0;; ++turn) {
+        for (unsigned turn = 0;; ++turn) {
             wait_while_equal(started, turn, 0);
             function(context, index);
             finished.store(turn + 1, std::memory_order_release);
@@ -59,7 +60,7 @@ struct Worker {
     }
 
     void wait() {
-        const int turn = started.load(std::memory_order_relaxed);
+        const unsigned turn = started.load(std::memory_order_relaxed);
         wait_while_equal(finished, turn - 1, kSpins);
     }
 };
@@ -83,11 +84,13 @@ Pool& the_pool() {
     return *pool;
 }
 
+// A new worker, or null where there is no thread or no memory for it.
 Worker* start_worker() {
-    auto worker = std::make_unique<Worker>();
+    std::unique_ptr<Worker> worker(new (std::nothrow) Worker);
     try {
-        std::thread(&Worker::loop, worker.get()).detach();
-    } catch (const std::system_error&) {
+        if (worker)
+            std::thread(&Worker::loop, worker.get()).detach();
+    } catch (const std::exception&) {
         return nullptr;
     }
     return worker.release();
@@ -96,7 +99,7 @@ Worker* start_worker() {
 } // namespace
 
 void Barrier::wait() {
-    const int generation = generation_.load(std::memory_order_acquire);
+    const unsigned generation = generation_.load(std::memory_order_acquire);
     if (arrived_.fetch_add(1, std::memory_order_acq_rel) == threads_ - 1) {
         arrived_.store(0, std::memory_order_relaxed);
         generation_.store(generation + 1, std::memory_order_release);

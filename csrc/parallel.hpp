@@ -14,7 +14,7 @@ class Barrier {
   private:
     const int threads_;
     std::atomic<int> arrived_{0};
-    std::atomic<int> generation_{0};
+    std::atomic<unsigned> generation_{0};
 };
 
 // A team that runs one job after the other; each index 0 .. size() - 1 has a thread of its own, index 0 the

@@ -186,8 +186,8 @@ sys.exit(os.waitstatus_to_exitcode(status) or (0 if np.array_equal(again, expect
 
 def test_the_lock_of_the_interpreter_is_released() -> None:
     rule = random_rule("conv", 16, 128)
-    state = np.zeros((200, 200, 16), np.float32)
-    running = threading.Thread(target=lambda: rule.run(state, 40, threads=1))
+    state = np.zeros((150, 150, 16), np.float32)
+    running = threading.Thread(target=lambda: rule.run(state, 20, threads=1))
     running.start()
     ticks = 0
     while running.is_alive() and ticks < 1000:
