@@ -65,7 +65,7 @@ class Model:
         Coarse first. Scales descend to 1 and each is a multiple of the next; all rules have as many
         channels and image channels.
     preparation : Preparation
-        How a slice is brought to the model, and its logits back.
+        How a slice is brought to the model, and its logits back. Default: slices of 64 x 64.
     labels : mapping of int to str
         Name of each label value. Default ``{1: "foreground"}``.
     threshold : float
@@ -80,7 +80,7 @@ class Model:
     """
 
     levels: Sequence[Level]
-    preparation: Preparation
+    preparation: Preparation = field(default_factory=lambda: Preparation((64, 64)))
     labels: Mapping[int, str] = field(default_factory=lambda: {1: "foreground"})
     threshold: float = 0.5
     card: Card = field(default_factory=Card)
