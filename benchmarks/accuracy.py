@@ -18,13 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import pynca
+from pynca.metrics import hard_dice
 from pynca.volumes import Orientation, read_volume
-
-
-def dice(mask: NDArray[np.bool_], label: NDArray[np.bool_]) -> float:
-    """2 |A and B| / (|A| + |B|); 1 where both are empty."""
-    total = int(mask.sum()) + int(label.sum())
-    return 2 * int((mask & label).sum()) / total if total else 1.0
 
 
 def resized_label(label: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.bool_]:
@@ -43,11 +38,11 @@ def on_the_grid(model: pynca.Model, image: Path, label: Path) -> float:
         samples=np.zeros(count, np.uint32),
         slices=np.arange(count, dtype=np.uint32),
     )
-    return dice(logits > 0, resized_label(labels > 0, model.preparation.size))
+    return hard_dice(logits > 0, resized_label(labels > 0, model.preparation.size))
 
 
 def in_voxels(model: pynca.Model, image: Path, label: Path) -> float:
-    return dice(pynca.segment(image, model) > 0, read_volume(label).data > 0)
+    return hard_dice(pynca.segment(image, model) > 0, read_volume(label).data > 0)
 
 
 def main() -> None:
