@@ -23,9 +23,7 @@ import numpy as np
 
 import pynca
 from pynca import _core
-from pynca.preprocessing import shrink_linear
-from pynca.training import tape
-from pynca.training.fit import Recipe, initial_weights, rules_of
+from pynca.training.fit import Recipe, initial_weights, loss_and_gradients, rules_of
 from pynca.training.optimizers import Adam
 from pynca.training.sampling import cut
 
@@ -49,21 +47,11 @@ def problem(recipe: Recipe) -> dict[str, Any]:
 
 def with_pynca(recipe: Recipe, p: dict[str, Any], threads: int) -> tuple[Callable[[], None], Callable[[], Any]]:
     levels, optimizers = list(p["weights"]), [Adam(), Adam()]
-    target = cut(p["labels"], p["places"], recipe.patch)[..., None]
 
     def differentiate() -> tuple[float, list[dict[str, np.ndarray]]]:
-        coarse, fine = (tape.Weights(rule) for rule in rules_of(levels, recipe))
-        small = shrink_linear(p["images"], 4)
-        start = np.zeros((*small.shape, recipe.channels), np.float32)
-        start[..., 0] = small
-        state = tape.nca(coarse, tape.Node(start), recipe.steps[0], masks=p["masks"][0], threads=threads)
-        state = tape.upsample(tape.crop(state, p["places"] // 4, (recipe.patch[0] // 4, recipe.patch[1] // 4)), 4)
-        image = tape.Node(cut(p["images"], p["places"], recipe.patch)[..., None])
-        state = tape.concatenate([image, tape.channels(state, 1, recipe.channels)])
-        state = tape.nca(fine, state, recipe.steps[1], masks=p["masks"][1], threads=threads)
-        loss = tape.loss("dice_bce", tape.channels(state, 1, 2), target)
-        loss.backward()
-        return float(loss.value), [coarse.gradients, fine.gradients]
+        return loss_and_gradients(
+            rules_of(levels, recipe), recipe, p["images"], p["labels"], p["places"], 0, threads, p["masks"]
+        )
 
     def step() -> None:
         _, gradients = differentiate()

@@ -15,7 +15,7 @@ import numpy as np
 
 from pynca import Level, Model, Preparation, Rule, _core, tensorfile
 from pynca.preprocessing import shrink_linear
-from pynca.rule import FloatArray, whole_number
+from pynca.rule import FloatArray, UInt8Array, whole_number
 
 from . import tape
 from .losses import LOSSES
@@ -138,17 +138,22 @@ def loss_and_gradients(
     places: np.ndarray,
     seed: int,
     threads: int | None = None,
+    masks: Sequence[UInt8Array | None] = (None, None),
 ) -> tuple[float, list[Arrays]]:
-    """Differentiate the loss of one batch: (N, H, W) slices of which the fine level sees a patch each."""
+    """Differentiate the loss of one batch: (N, H, W) slices of which the fine level sees a patch each.
+
+    ``masks``, one array (steps, N, h, w) a level, replace the random fire masks.
+    """
     coarse, fine = (tape.Weights(rule) for rule in rules)
     small = shrink_linear(images, recipe.scale)
     start = np.zeros((*small.shape, recipe.channels), np.float32)
     start[..., 0] = small
-    state = tape.nca(coarse, tape.Node(start), recipe.steps[0], seed=seed, level=0, threads=threads)
+    state = tape.nca(coarse, tape.Node(start), recipe.steps[0], masks=masks[0], seed=seed, level=0, threads=threads)
     state = tape.crop(state, places // recipe.scale, (recipe.patch[0] // recipe.scale, recipe.patch[1] // recipe.scale))
     state = tape.channels(tape.upsample(state, recipe.scale), 1, recipe.channels)
     image = tape.Node(cut(images, places, recipe.patch)[..., None])
-    state = tape.nca(fine, tape.concatenate([image, state]), recipe.steps[1], seed=seed, level=1, threads=threads)
+    state = tape.concatenate([image, state])
+    state = tape.nca(fine, state, recipe.steps[1], masks=masks[1], seed=seed, level=1, threads=threads)
     loss = tape.loss(recipe.loss, tape.channels(state, 1, 2), cut(labels, places, recipe.patch)[..., None])
     loss.backward()
     return float(loss.value), [coarse.gradients, fine.gradients]
