@@ -63,6 +63,10 @@ cdef extern from "nca.hpp" namespace "nca" nogil:
     const int kMaxSamples
 
 
+cdef extern from "probe.hpp" namespace "nca" nogil:
+    double c_peak_flops "nca::peak_flops"(int, double) except +
+
+
 cdef extern from "host.hpp" namespace "nca" nogil:
     cdef struct Host:
         pass
@@ -171,6 +175,14 @@ def select_isa(name):
     """Use the named instruction set for rules packed from now on; None for the fastest."""
     cdef string wanted = b"" if name is None else name.encode()
     select_kernels(wanted)
+
+
+def peak_flops(int threads=1, double seconds=0.1):
+    """Floating-point operations a second that the active kernels reach in registers alone; two a multiply-add."""
+    cdef double result
+    with nogil:
+        result = c_peak_flops(threads, seconds)
+    return result
 
 
 def build_info():

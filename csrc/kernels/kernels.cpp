@@ -233,6 +233,19 @@ void fire(const FireRow& row, int width, uint8_t* mask) {
     }
 }
 
+void burst(int rounds, float* out) {
+    const Vector factor = broadcast(out[0]), term = broadcast(out[1]);
+    Vector chains[kBurst];
+    for (int i = 0; i < kBurst; ++i)
+        chains[i] = broadcast(out[2]);
+    for (int round = 0; round < rounds; ++round)
+        for (int i = 0; i < kBurst; ++i)
+            chains[i] = multiply_add(chains[i], factor, term);
+    for (int i = 1; i < kBurst; ++i)
+        chains[0] += chains[i];
+    out[0] = chains[0][0];
+}
+
 #define NCA_STRING2(x) #x
 #define NCA_STRING(x) NCA_STRING2(x)
 
@@ -240,6 +253,6 @@ void fire(const FireRow& row, int width, uint8_t* mask) {
 
 extern const Kernels kernels;
 const Kernels kernels = {
-    NCA_STRING(NCA_ISA), kCells, kWidth, kPanelVectors, product, sobel, add, outer, fire};
+    NCA_STRING(NCA_ISA), kCells, kWidth, kPanelVectors, product, sobel, add, outer, fire, burst};
 
 } // namespace nca::NCA_ISA

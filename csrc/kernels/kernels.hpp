@@ -52,7 +52,12 @@ struct Kernels {
 
     // mask[x] = 1 where cell x fires; writes whole blocks of kFireBlock cells.
     void (*fire)(const FireRow& row, int width, uint8_t* mask);
+
+    // Multiply-adds in registers alone, `rounds` times kBurst * width: what this CPU can do at most.
+    void (*burst)(int rounds, float* out);
 };
+
+constexpr int kBurst = 12; // chains of multiply-adds in a burst
 
 constexpr int kFireBlock = 32;
 
