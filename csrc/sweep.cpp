@@ -10,7 +10,7 @@ namespace {
 
 constexpr int kBandCells = 160; // a last tile that is part empty costs less than two in a hundred
 constexpr int kBandRows = 64;   // where next to nothing fires
-constexpr int kBlockTiles = 8;  // cells whose hidden layer exists at one time: it stays in the cache
+constexpr int kBlockCells = 48; // whose hidden layer exists at one time: it stays in the cache
 
 FireRow fire_row(const Fire& fire, uint64_t threshold, size_t member) {
     if (fire.masks)
@@ -60,36 +60,56 @@ void fire_masks(uint8_t* masks, size_t count, int height, int width, int steps, 
         }
 }
 
+int inside(Padding padding, int position, int size) {
+    if (position >= 0 && position < size)
+        return position;
+    if (padding == Padding::zero)
+        return -1;
+    return position < 0 ? -position : 2 * (size - 1) - position;
+}
+
 Sweep::Sweep(const Rule::Packed& rule, int width)
-    : rule_(rule), kernels_(*rule.kernels), taps_side_(2 * rule.radius + 1), taps_(taps_side_ * taps_side_),
-      block_(kBlockTiles * kernels_.cells), mask_(round_up(width, kFireBlock)),
-      columns_(static_cast<size_t>(kBandCells) + width), neighbours_(static_cast<size_t>(taps_) * block_),
-      perceived_rows_(block_), hidden_rows_(block_),
+    : rule_(rule), kernels_(*rule.kernels), side_(2 * rule.radius + 1), row_floats_(side_ * rule.channels),
+      block_(kBlockCells), mask_(round_up(width, kFireBlock)),
+      columns_(static_cast<size_t>(kBandCells) + width), neighbours_(static_cast<size_t>(side_) * block_),
+      input_rows_(block_), hidden_rows_(block_), changed_(columns_.size()),
       hidden_(static_cast<size_t>(block_) * rule.fc0.panels().outputs),
       changes_((columns_.size() + kernels_.cells) * rule.fc1.panels().outputs),
-      kept_(static_cast<size_t>(rule.radius) * width * rule.channels), zeros_(rule.channels),
-      perceived_stride_(round_up(2 * rule.channels, kernels_.width)) {
-    perceived_ = Buffer(static_cast<size_t>(block_) * perceived_stride_);
+      kept_(static_cast<size_t>(rule.radius) * width * rule.channels), zeros_(row_floats_),
+      border_(neighbours_.size() * row_floats_),
+      input_stride_(round_up(rule.channels + round_up(2 * rule.channels, kernels_.width), 16)) {
+    inputs_ = Buffer(static_cast<size_t>(block_) * input_stride_);
     band_.reserve(kBandRows);
     for (int i = 0; i < block_; ++i) {
-        perceived_rows_[i] = perceived_.data() + static_cast<size_t>(i) * perceived_stride_;
+        input_rows_[i] = inputs_.data() + static_cast<size_t>(i) * input_stride_;
         hidden_rows_[i] = hidden_.data() + static_cast<size_t>(i) * rule.fc0.panels().outputs;
     }
-    for (int tap = 0; tap < taps_; ++tap)
-        perceive_.push_back({neighbours_.data() + static_cast<size_t>(tap) * block_, rule.channels});
-    fc0_ = {perceive_[taps_ / 2], {perceived_rows_.data(), 2 * rule.channels}};
-    fc1_ = {hidden_rows_.data(), rule.hidden};
+    for (int dy = 0; dy < side_; ++dy)
+        patches_.push_back({neighbours_.data() + static_cast<size_t>(dy) * block_, row_floats_});
 }
 
 void Sweep::step(const Image& image, int first, int last, int step, const Edges& edges) {
     start(image, first, last, edges, true);
     for (int y = first; y < last;) {
         y = fill_band(y, step);
-        for (int begin = 0; begin < cells_; begin += block_)
-            compute(begin, std::min(begin + block_, cells_));
+        for (int begin = 0; begin < cells_; begin += block_) {
+            const int end = std::min(begin + block_, cells_);
+            fetch_ahead(begin, end);
+            compute(begin, end);
+        }
         keep_last_rows();
         add_changes();
     }
+}
+
+// Asks for a share of the rows that the next band will be the first to read, while this one computes.
+void Sweep::fetch_ahead(int begin, int end) const {
+    constexpr size_t kLine = 16; // floats
+    const int ahead = std::min(band_last_ + rule_.radius, image_->height);
+    const int rows = std::min(band_last_ - band_first_, image_->height - ahead);
+    const size_t floats = rows * image_->row_floats;
+    for (size_t i = floats * begin / cells_; i < floats * end / cells_; i += kLine)
+        __builtin_prefetch(image_->row(ahead) + i, 1, 2);
 }
 
 void Sweep::start(const Image& image, int first, int last, const Edges& edges, bool in_place) {
@@ -143,45 +163,56 @@ const float* Sweep::old_row(int y) const {
     return image_->row(y);
 }
 
-// A position inside the image, or -1 where there are zeros.
-int Sweep::padded(int position, int size) const {
-    if (position >= 0 && position < size)
-        return position;
-    if (rule_.padding == Padding::zero)
-        return -1;
-    return position < 0 ? -position : 2 * (size - 1) - position;
+// The number in the band of the row that a cell is in.
+size_t Sweep::row_of(int cell) const {
+    return std::upper_bound(band_.begin(), band_.end(), cell,
+                            [](int i, const BandRow& row) { return i < row.end; }) -
+           band_.begin();
+}
+
+// Where the neighbours of column x stand side by side: in the row itself, or, at the image's border, in a
+// copy.
+const float* Sweep::patch_row(const float* row, int x, int cell, int dy) {
+    const int radius = rule_.radius, width = image_->width;
+    const std::ptrdiff_t channels = rule_.channels;
+    if (!row)
+        return zeros_.data();
+    if (x >= radius && x + radius < width)
+        return row + (x - radius) * channels;
+    float* copy = border_.data() + static_cast<size_t>(dy * block_ + cell) * row_floats_;
+    for (int dx = 0; dx < side_; ++dx) {
+        const int column = inside(rule_.padding, x + dx - radius, width);
+        if (column < 0)
+            std::fill_n(copy + dx * channels, channels, 0.0f);
+        else
+            std::copy_n(row + column * channels, channels, copy + dx * channels);
+    }
+    return copy;
 }
 
 // Points at the neighbours of cells begin .. end - 1; the cells that fill up the last tile repeat the last
 // one.
 void Sweep::point_at_neighbours(int begin, int end, int padded_end) {
-    const int radius = rule_.radius, width = image_->width;
-    const std::ptrdiff_t channels = rule_.channels;
     const float* rows[16];
-    auto row = std::upper_bound(band_.begin(), band_.end(), begin,
-                                [](int i, const BandRow& r) { return i < r.end; });
-    for (int i = begin; i < end; ++row) {
-        if (i >= row->end)
-            continue;
-        for (int dy = 0; dy < taps_side_; ++dy) {
-            const int y = padded(row->y + dy - radius, image_->height);
-            rows[dy] = y < 0 ? nullptr : old_row(y);
+    int y_of_rows = -1;
+    for_each_cell(begin, end, [&](int cell, int y, int x) {
+        const int i = cell - begin;
+        if (y != y_of_rows) {
+            y_of_rows = y;
+            for (int dy = 0; dy < side_; ++dy) {
+                const int row = inside(rule_.padding, y + dy - rule_.radius, image_->height);
+                rows[dy] = row < 0 ? nullptr : old_row(row);
+            }
         }
-        for (const int row_end = std::min(row->end, end); i < row_end; ++i) {
-            const int x = columns_[i];
-            const bool inside = x >= radius && x + radius < width;
-            const float** to = neighbours_.data() + (i - begin);
-            for (int dy = 0; dy < taps_side_; ++dy)
-                for (int dx = 0; dx < taps_side_; ++dx, to += block_) {
-                    const int column = inside ? x + dx - radius : padded(x + dx - radius, width);
-                    *to = rows[dy] && column >= 0 ? rows[dy] + column * channels : zeros_.data();
-                }
-        }
-    }
-    for (int tap = 0; tap < taps_; ++tap) {
-        const float** to = neighbours_.data() + static_cast<size_t>(tap) * block_;
-        for (int i = end; i < padded_end; ++i)
-            to[i - begin] = to[end - 1 - begin];
+        for (int dy = 0; dy < side_; ++dy)
+            neighbours_[static_cast<size_t>(dy) * block_ + i] = patch_row(rows[dy], x, i, dy);
+        std::copy_n(rows[rule_.radius] + static_cast<std::ptrdiff_t>(x) * rule_.channels, rule_.channels,
+                    inputs_.data() + static_cast<size_t>(i) * input_stride_);
+    });
+    for (int i = end - begin; i < padded_end - begin; ++i) {
+        for (int dy = 0; dy < side_; ++dy)
+            neighbours_[static_cast<size_t>(dy) * block_ + i] =
+                neighbours_[static_cast<size_t>(dy) * block_ + i - 1];
     }
 }
 
@@ -189,12 +220,15 @@ void Sweep::point_at_neighbours(int begin, int end, int padded_end) {
 int Sweep::hide(int begin, int end) {
     const int tiles = (end - begin + kernels_.cells - 1) / kernels_.cells;
     point_at_neighbours(begin, end, begin + tiles * kernels_.cells);
+    float* perceived = inputs_.data() + rule_.channels;
     if (rule_.perception == Perception::sobel)
-        kernels_.sobel(neighbours_.data(), block_, end - begin, rule_.channels, perceived_.data(),
-                       perceived_stride_);
+        kernels_.sobel(patches_.data(), end - begin, rule_.channels, perceived, input_stride_);
     else
-        kernels_.product(perceive_.data(), taps_, tiles, rule_.perceive.panels(), false, perceived_.data());
-    kernels_.product(fc0_.data(), 2, tiles, rule_.fc0.panels(), true, hidden_.data());
+        kernels_.product(patches_.data(), side_, tiles, rule_.perceive.panels(), {}, perceived,
+                         input_stride_);
+    const Panels& fc0 = rule_.fc0.panels();
+    const Segment inputs = {input_rows_.data(), 3 * rule_.channels, input_stride_};
+    kernels_.product(&inputs, 1, tiles, fc0, {After::relu}, hidden_.data(), fc0.outputs);
     return tiles;
 }
 
@@ -202,7 +236,9 @@ int Sweep::hide(int begin, int end) {
 void Sweep::compute(int begin, int end) {
     const int tiles = hide(begin, end);
     const Panels& fc1 = rule_.fc1.panels();
-    kernels_.product(&fc1_, 1, tiles, fc1, false, changes_.data() + static_cast<size_t>(begin) * fc1.outputs);
+    const Segment hidden = {hidden_rows_.data(), rule_.hidden, rule_.fc0.panels().outputs};
+    kernels_.product(&hidden, 1, tiles, fc1, {}, changes_.data() + static_cast<size_t>(begin) * fc1.outputs,
+                     fc1.outputs);
 }
 
 // Keeps the old values of the rows that the next band looks back at.
@@ -213,14 +249,11 @@ void Sweep::keep_last_rows() {
 }
 
 void Sweep::add_changes() {
-    const std::ptrdiff_t channels = rule_.channels;
-    const float* change = changes_.data();
-    int i = 0;
-    for (const BandRow& band_row : band_) {
-        float* row = image_->row(band_row.y);
-        for (; i < band_row.end; ++i, change += rule_.fc1.panels().outputs)
-            kernels_.add(row + columns_[i] * channels, change, rule_.input_channels, rule_.channels);
-    }
+    for_each_cell(0, cells_, [&](int cell, int y, int x) {
+        changed_[cell] = image_->row(y) + static_cast<std::ptrdiff_t>(x) * rule_.channels;
+    });
+    kernels_.add(changed_.data(), changes_.data(), rule_.fc1.panels().outputs, rule_.input_channels,
+                 rule_.channels, cells_);
 }
 
 } // namespace nca

@@ -5,6 +5,7 @@
 // added. So a step needs the old values of a few rows, not a second copy of the image.
 #pragma once
 
+#include <algorithm>
 #include <vector>
 
 #include "rule.hpp"
@@ -33,6 +34,9 @@ Image image_of(const Rule::Packed& rule, float* state, size_t count, int height,
 // Throws std::invalid_argument where the image is too small for reflect padding.
 void check_size(const Rule::Packed& rule, int height, int width);
 
+// A position on an axis of an image with padding: inside it, or -1 where there are zeros.
+int inside(Padding padding, int position, int size);
+
 // Old values of the rows just outside a thread's range; null where the image ends.
 struct Edges {
     const float* above = nullptr;
@@ -53,13 +57,21 @@ class Sweep {
     int cells() const { return cells_; } // in the band
     int block() const { return block_; } // most cells of one call of hide
     int hide(int begin, int end);        // perceives and computes the hidden layer; returns the tiles
-    const float* const* neighbours(int tap) const {
-        return neighbours_.data() + static_cast<size_t>(tap) * block_;
-    }
-    const float* perceived() const { return perceived_.data(); } // a cell's are perceived_stride() apart
-    int perceived_stride() const { return perceived_stride_; }
+
+    // What hide has left of the cells of the block: the rows of their neighbours, [state, perceived], hidden
+    // layer.
+    const Segment* patches() const { return patches_.data(); }
+    const float* const* inputs() const { return input_rows_.data(); }
     const float* hidden() const { return hidden_.data(); } // a cell's are fc0.panels().outputs apart
-    const float* zeros() const { return zeros_.data(); }   // what neighbours outside the image point at
+    const float* const* hidden_rows() const { return hidden_rows_.data(); }
+
+    // Calls visit(cell, y, x) for cells begin .. end - 1 of the band.
+    template <class Visit> void for_each_cell(int begin, int end, const Visit& visit) const {
+        int i = begin;
+        for (size_t row = row_of(begin); i < end; ++row)
+            for (const int row_end = std::min(band_[row].end, end); i < row_end; ++i)
+                visit(i, band_[row].y, columns_[i]);
+    }
 
   private:
     struct BandRow {
@@ -70,15 +82,17 @@ class Sweep {
     void start(const Image& image, int first, int last, const Edges& edges, bool in_place);
     void list_row(int y, int step);
     const float* old_row(int y) const;
-    int padded(int position, int size) const;
+    size_t row_of(int cell) const;
+    const float* patch_row(const float* row, int x, int cell, int dy);
     void point_at_neighbours(int begin, int end, int padded_end);
+    void fetch_ahead(int begin, int end) const;
     void compute(int begin, int end);
     void keep_last_rows();
     void add_changes();
 
     const Rule::Packed& rule_;
     const Kernels& kernels_;
-    const int taps_side_, taps_, block_;
+    const int side_, row_floats_, block_; // of a patch: cells, and floats in a row of them
 
     // the call in progress
     const Image* image_ = nullptr;
@@ -91,12 +105,13 @@ class Sweep {
     std::vector<int> columns_; // of the band's firing cells, row by row
     std::vector<BandRow> band_;
     int cells_ = 0;
-    std::vector<const float*> neighbours_; // [tap][cell of the block]
-    std::vector<const float*> perceived_rows_, hidden_rows_;
-    std::vector<Segment> perceive_, fc0_;
-    Segment fc1_;
-    Buffer perceived_, hidden_, changes_, kept_, zeros_;
-    int perceived_stride_;
+    std::vector<const float*> neighbours_; // [row of the patch][cell of the block]
+    std::vector<const float*> input_rows_, hidden_rows_;
+    std::vector<float*> changed_; // the band's firing cells
+    std::vector<Segment> patches_;
+    Buffer inputs_, hidden_, changes_, kept_, zeros_,
+        border_; // inputs: [state, perceived] of the block's cells
+    int input_stride_;
 };
 
 } // namespace nca

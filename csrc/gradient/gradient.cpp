@@ -32,16 +32,18 @@ struct Sums {
     }
 };
 
-// What a slot sums. Perception's outputs are [p0, p1], its inputs (tap, channel).
+// What a slot sums. Perception's outputs are [p0, p1], its inputs the rows of a patch, each padded to whole
+// registers; fc0's are [state, perceived].
 struct Slot {
     Sums perceive, perceive_bias, fc0, fc0_bias, fc1;
 
     explicit Slot(const Rule::Packed& rule)
         : fc0(*rule.kernels, rule.hidden, 3 * rule.channels), fc0_bias(*rule.kernels, 1, rule.hidden),
           fc1(*rule.kernels, rule.channels, rule.hidden) {
-        const int taps = (2 * rule.radius + 1) * (2 * rule.radius + 1);
+        const int side = 2 * rule.radius + 1;
         if (rule.perception == Perception::conv) {
-            perceive = Sums(*rule.kernels, 2 * rule.channels, taps * rule.channels);
+            perceive = Sums(*rule.kernels, 2 * rule.channels,
+                            side * round_up(side * rule.channels, rule.kernels->width));
             perceive_bias = Sums(*rule.kernels, 1, 2 * rule.channels);
         }
     }
@@ -72,7 +74,7 @@ struct Transposed {
     }
 };
 
-// Rows of floats, one a cell of a block, and pointers to them for a product.
+// Rows of floats, one a cell of a block, and pointers to them.
 struct Rows {
     int stride;
     Buffer data;
@@ -84,6 +86,62 @@ struct Rows {
             pointers[i] = row(i) + offset;
     }
     float* row(int i) const { return data.data() + static_cast<size_t>(i) * stride; }
+    Segment segment(int length) const { return {pointers.data(), length, stride}; }
+};
+
+// The gradient of one image's state, with a margin for what cells at the border give to neighbours outside.
+class Field {
+  public:
+    Field(const Rule::Packed& rule, int height, int width)
+        : padding_(rule.padding), radius_(rule.radius), channels_(rule.channels), height_(height),
+          width_(width), stride_(static_cast<size_t>(width + 2 * rule.radius) * rule.channels),
+          data_(stride_ * (height + 2 * rule.radius)) {}
+
+    float* at(int y, int x) const {
+        return data_.data() + (y + radius_) * stride_ + static_cast<std::ptrdiff_t>(x + radius_) * channels_;
+    }
+    size_t size() const { return stride_ * (height_ + 2 * radius_); }
+    const float* data() const { return data_.data(); }
+
+    void read(const float* image) const {
+        for (int y = 0; y < height_; ++y, image += static_cast<size_t>(width_) * channels_)
+            std::copy_n(image, static_cast<size_t>(width_) * channels_, at(y, 0));
+    }
+    void write(float* image) const {
+        for (int y = 0; y < height_; ++y, image += static_cast<size_t>(width_) * channels_)
+            std::copy_n(at(y, 0), static_cast<size_t>(width_) * channels_, image);
+    }
+
+    // Gives what the margin holds to the cells that stand for it, and empties it.
+    void fold() const {
+        for (int k = 1; k <= radius_; ++k) {
+            fold_row(-k);
+            fold_row(height_ - 1 + k);
+        }
+        for (int y = 0; y < height_; ++y)
+            for (int k = 1; k <= radius_; ++k)
+                for (const int x : {-k, width_ - 1 + k})
+                    move(at(y, x), channels_,
+                         inside(padding_, x, width_) < 0 ? nullptr : at(y, inside(padding_, x, width_)));
+    }
+
+  private:
+    void fold_row(int y) const {
+        const int row = inside(padding_, y, height_);
+        move(at(y, -radius_), stride_, row < 0 ? nullptr : at(row, -radius_));
+    }
+    static void move(float* from, size_t count, float* to) {
+        for (size_t i = 0; i < count; ++i) {
+            if (to)
+                to[i] += from[i];
+            from[i] = 0.0f;
+        }
+    }
+
+    const Padding padding_;
+    const int radius_, channels_, height_, width_;
+    const size_t stride_;
+    Buffer data_;
 };
 
 // What one thread needs.
@@ -91,121 +149,119 @@ class Backprop {
   public:
     Backprop(const Rule::Packed& rule, const Transposed& transposed, int height, int width)
         : rule_(rule), kernels_(*rule.kernels), transposed_(transposed), sweep_(rule, width),
-          taps_((2 * rule.radius + 1) * (2 * rule.radius + 1)),
-          old_(static_cast<size_t>(height) * width * rule.channels),
+          side_(2 * rule.radius + 1), field_(rule, height, width), before_(field_.size()),
           change_(sweep_.block(), round_up(rule.channels, kernels_.width)),
           hidden_(sweep_.block(), transposed.fc1.panels().outputs),
-          inputs_(sweep_.block(), round_up(3 * rule.channels, kernels_.width)),
           seen_(sweep_.block(), transposed.fc0.panels().outputs, rule.channels),
-          patches_(conv() ? sweep_.block() : 0, round_up(taps_ * rule.channels, kernels_.width)),
-          spread_(conv() ? sweep_.block() : 0, conv() ? transposed.perceive.panels().outputs : 0) {}
+          spread_(sweep_.block(), conv() ? transposed.perceive.panels().outputs : 9 * rule.channels),
+          ones_(sweep_.block()), cells_(sweep_.block()),
+          patches_(static_cast<size_t>(sweep_.block()) * side_) {
+        std::fill_n(ones_.data(), sweep_.block(), 1.0f);
+    }
 
-    // Takes the gradient of one image's state back by one step.
-    void step(const Image& image, float* gradient, int step, const Slot& slot) {
-        // The gradient that the cells' changes see must not hold what this step adds.
-        std::copy_n(gradient, image.height * image.row_floats, old_.data());
-        sweep_.start(image);
-        for (int y = 0; y < image.height;) {
-            y = sweep_.fill_band(y, step);
-            for (int begin = 0; begin < sweep_.cells(); begin += sweep_.block())
-                block(image, gradient, begin, std::min(begin + sweep_.block(), sweep_.cells()), slot);
-        }
+    // Takes the gradient of one image's state back from after the last step to before the first. `image_at`
+    // gives the image before a step.
+    template <class ImageAt> void run(float* gradient, int steps, const Slot& slot, const ImageAt& image_at) {
+        field_.read(gradient);
+        for (int step = steps; step-- > 0;)
+            this->step(image_at(step), step, slot);
+        field_.write(gradient);
     }
 
   private:
     bool conv() const { return rule_.perception == Perception::conv; }
-    int center() const { return taps_ / 2; }
 
-    void block(const Image& image, float* gradient, int begin, int end, const Slot& slot) {
+    void step(const Image& image, int step, const Slot& slot) {
+        // The gradient that the cells' changes see must not hold what this step adds.
+        std::copy_n(field_.data(), field_.size(), before_.data());
+        sweep_.start(image);
+        for (int y = 0; y < image.height;) {
+            y = sweep_.fill_band(y, step);
+            for (int begin = 0; begin < sweep_.cells(); begin += sweep_.block())
+                block(begin, std::min(begin + sweep_.block(), sweep_.cells()), slot);
+        }
+        field_.fold();
+    }
+
+    void block(int begin, int end, const Slot& slot) {
         const int channels = rule_.channels, cells = end - begin;
         const int tiles = sweep_.hide(begin, end);
-        const int hidden_stride = rule_.fc0.panels().outputs;
+        point_at_cells(begin, end);
 
-        for (int i = 0; i < cells; ++i) {
-            const size_t cell = sweep_.neighbours(center())[i] - image.state;
-            std::fill_n(change_.row(i), rule_.input_channels, 0.0f);
-            std::copy_n(old_.data() + cell + rule_.input_channels, channels - rule_.input_channels,
-                        change_.row(i) + rule_.input_channels);
-        }
-        kernels_.outer(change_.data.data(), change_.stride, channels, sweep_.hidden(), hidden_stride,
-                       rule_.hidden, cells, slot.fc1.data.data(), slot.fc1.stride);
+        outer(change_, channels, sweep_.hidden_rows(), rule_.hidden, cells, slot.fc1);
+        product(change_.segment(channels), tiles, transposed_.fc1, {After::gate, sweep_.hidden()}, hidden_);
 
-        const Segment change{change_.pointers.data(), channels};
-        kernels_.product(&change, 1, tiles, transposed_.fc1.panels(), false, hidden_.data.data());
-        for (int i = 0; i < cells; ++i) {
-            const float* h = sweep_.hidden() + static_cast<size_t>(i) * hidden_stride;
-            float* gated = hidden_.row(i);
-            for (int n = 0; n < rule_.hidden; ++n)
-                gated[n] = h[n] > 0.0f ? gated[n] : 0.0f;
-            kernels_.add(slot.fc0_bias.data.data(), gated, 0, rule_.hidden);
-            std::copy_n(sweep_.neighbours(center())[i], channels, inputs_.row(i));
-            std::copy_n(sweep_.perceived() + static_cast<size_t>(i) * sweep_.perceived_stride(), 2 * channels,
-                        inputs_.row(i) + channels);
-        }
-        kernels_.outer(hidden_.data.data(), hidden_.stride, rule_.hidden, inputs_.data.data(), inputs_.stride,
-                       3 * channels, cells, slot.fc0.data.data(), slot.fc0.stride);
+        outer(hidden_, rule_.hidden, sweep_.inputs(), 3 * channels, cells, slot.fc0);
+        sum(hidden_.pointers.data(), rule_.hidden, cells, slot.fc0_bias);
+        product(hidden_.segment(rule_.hidden), tiles, transposed_.fc0, {}, seen_);
+        kernels_.add(cells_.data(), seen_.data.data(), seen_.stride, 0, channels, cells);
 
-        const Segment hidden{hidden_.pointers.data(), rule_.hidden};
-        kernels_.product(&hidden, 1, tiles, transposed_.fc0.panels(), false, seen_.data.data());
         if (conv())
-            perceive_conv(image, gradient, cells, tiles, slot);
+            perceive_conv(cells, tiles, slot);
         else
-            perceive_sobel(image, gradient, cells);
-        for (int i = 0; i < cells; ++i)
-            kernels_.add(gradient + (sweep_.neighbours(center())[i] - image.state), seen_.row(i), 0,
-                         channels);
+            kernels_.spread_sobel(seen_.pointers.data(), cells, channels, spread_.data.data(),
+                                  spread_.stride);
+        for (int dy = 0; dy < side_; ++dy)
+            kernels_.add(patches_.data() + dy * cells, spread_.data.data() + dy * side_ * channels,
+                         spread_.stride, 0, side_ * channels, cells);
     }
 
-    void perceive_conv(const Image& image, float* gradient, int cells, int tiles, const Slot& slot) {
-        const int channels = rule_.channels;
-        for (int i = 0; i < cells; ++i) {
-            for (int tap = 0; tap < taps_; ++tap)
-                std::copy_n(sweep_.neighbours(tap)[i], channels, patches_.row(i) + tap * channels);
-            kernels_.add(slot.perceive_bias.data.data(), seen_.row(i) + channels, 0, 2 * channels);
-        }
-        kernels_.outer(seen_.data.data() + channels, seen_.stride, 2 * channels, patches_.data.data(),
-                       patches_.stride, taps_ * channels, cells, slot.perceive.data.data(),
-                       slot.perceive.stride);
-        const Segment seen{seen_.pointers.data(), 2 * channels};
-        kernels_.product(&seen, 1, tiles, transposed_.perceive.panels(), false, spread_.data.data());
-        for (int i = 0; i < cells; ++i)
-            for (int tap = 0; tap < taps_; ++tap)
-                if (const float* to = sweep_.neighbours(tap)[i]; to != sweep_.zeros())
-                    kernels_.add(gradient + (to - image.state), spread_.row(i) + tap * channels, 0, channels);
+    // Where the gradient of each cell and of its neighbours is, and what of it the change sees.
+    void point_at_cells(int begin, int end) {
+        const int cells = end - begin;
+        sweep_.for_each_cell(begin, end, [&](int cell, int y, int x) {
+            const int i = cell - begin;
+            cells_[i] = field_.at(y, x);
+            for (int dy = 0; dy < side_; ++dy)
+                patches_[dy * cells + i] = field_.at(y + dy - rule_.radius, x - rule_.radius);
+            const float* before = before_.data() + (cells_[i] - field_.data());
+            std::fill_n(change_.row(i), rule_.input_channels, 0.0f);
+            std::copy(before + rule_.input_channels, before + rule_.channels,
+                      change_.row(i) + rule_.input_channels);
+        });
     }
 
-    void perceive_sobel(const Image& image, float* gradient, int cells) {
-        static constexpr float kDown[9] = {-1, -2, -1, 0, 0, 0, 1, 2, 1};
-        static constexpr float kRight[9] = {-1, 0, 1, -2, 0, 2, -1, 0, 1};
+    void perceive_conv(int cells, int tiles, const Slot& slot) {
         const int channels = rule_.channels;
-        for (int i = 0; i < cells; ++i) {
-            const float* down = seen_.row(i) + channels;
-            const float* right = down + channels;
-            for (int tap = 0; tap < taps_; ++tap) {
-                const float* cell = sweep_.neighbours(tap)[i];
-                if (tap == center() || cell == sweep_.zeros())
-                    continue;
-                float* to = gradient + (cell - image.state);
-                const float a = kDown[tap] * 0.125f, b = kRight[tap] * 0.125f;
-                for (int c = 0; c < channels; ++c)
-                    to[c] += a * down[c] + b * right[c];
-            }
+        sum(seen_.pointers.data(), 2 * channels, cells, slot.perceive_bias);
+        for (int dy = 0; dy < side_; ++dy) {
+            const Segment& patch = sweep_.patches()[dy];
+            kernels_.outer(seen_.data.data() + channels, seen_.stride, 2 * channels, patch.rows, patch.length,
+                           cells, slot.perceive.data.data() + dy * (slot.perceive.columns / side_),
+                           slot.perceive.stride);
         }
+        product(seen_.segment(2 * channels), tiles, transposed_.perceive, {}, spread_);
+    }
+
+    void product(const Segment& in, int tiles, const Matrix& weights, const After& after,
+                 const Rows& out) const {
+        kernels_.product(&in, 1, tiles, weights.panels(), after, out.data.data(), out.stride);
+    }
+    void outer(const Rows& a, int rows, const float* const* b, int columns, int cells,
+               const Sums& sums) const {
+        kernels_.outer(a.data.data(), a.stride, rows, b, columns, cells, sums.data.data(), sums.stride);
+    }
+    void sum(const float* const* rows, int columns, int cells, const Sums& sums) const {
+        kernels_.outer(ones_.data(), 1, 1, rows, columns, cells, sums.data.data(), sums.stride);
     }
 
     const Rule::Packed& rule_;
     const Kernels& kernels_;
     const Transposed& transposed_;
     Sweep sweep_;
-    const int taps_;
-    Buffer old_;
-    Rows change_, hidden_, inputs_; // gradients of the change and of the hidden layer; [state, perceived]
-    Rows seen_;                     // gradient of [state, perceived]; pointers at perceived
-    Rows patches_, spread_;         // neighbours, and the gradient that goes to them
+    const int side_; // of a patch
+    Field field_;
+    Buffer before_;        // the field before the step
+    Rows change_, hidden_; // gradients of the change and of the hidden layer
+    Rows seen_;            // gradient of [state, perceived]; pointers at perceived
+    Rows spread_;          // what it gives to the neighbours
+    Buffer ones_;
+    std::vector<float*> cells_,
+        patches_; // where the block's cells and the rows of their neighbours are in the field
 };
 
 void write(const RuleWeights& w, const Slot& sums, const WeightGradients& out) {
-    const size_t c = w.channels, taps = static_cast<size_t>(w.kernel_size) * w.kernel_size;
+    const size_t c = w.channels, side = w.kernel_size, taps = side * side;
     for (size_t n = 0; n < c; ++n)
         std::copy_n(sums.fc1.row(n), w.hidden, out.fc1_weight + n * w.hidden);
     for (int n = 0; n < w.hidden; ++n)
@@ -217,7 +273,8 @@ void write(const RuleWeights& w, const Slot& sums, const WeightGradients& out) {
         float* kernel = (n < c ? out.p0_weight : out.p1_weight) + n % c * c * taps;
         for (size_t in = 0; in < c; ++in)
             for (size_t tap = 0; tap < taps; ++tap)
-                kernel[in * taps + tap] = sums.perceive.row(n)[tap * c + in];
+                kernel[in * taps + tap] =
+                    sums.perceive.row(n)[tap / side * (sums.perceive.columns / side) + tap % side * c + in];
     }
     std::copy_n(sums.perceive_bias.row(0), c, out.p0_bias);
     std::copy_n(sums.perceive_bias.row(0) + c, c, out.p1_bias);
@@ -269,12 +326,11 @@ void backward(const RuleWeights& weights, const float* states, float* gradient, 
     team.run([&](int thread) {
         for (size_t slot; (slot = next.fetch_add(1)) < slot_count;)
             for (size_t member = slot; member < count; member += slot_count)
-                for (int step = steps; step-- > 0;) {
+                workers[thread].run(gradient + member * image_floats, steps, slots[slot], [&](int step) {
                     // only read: nothing here changes a state
                     float* state = const_cast<float*>(states) + step * count * image_floats;
-                    const Image image = image_of(packed, state, count, height, width, fire, member);
-                    workers[thread].step(image, gradient + member * image_floats, step, slots[slot]);
-                }
+                    return image_of(packed, state, count, height, width, fire, member);
+                });
     });
     for (size_t i = 1; i < slot_count; ++i)
         slots[0].add(slots[i]);

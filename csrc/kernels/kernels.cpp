@@ -11,83 +11,130 @@
 namespace nca::NCA_ISA {
 namespace {
 
-constexpr int kCells = 6;
-// Registers in a panel: with six cells twelve chains of sums, or twenty-four where there are 32 registers of
-// 16 floats. More chains than latency times throughput leave room for loads.
+constexpr int kCells = 6; // in a tile
+// Tiles of sums: cells times registers of outputs. Twelve chains are more than latency times throughput;
+// where there are 32 registers of 16 floats, twenty-four leave room for loads.
 #if defined(NCA_ISA_AVX512)
 constexpr int kPanelVectors = 4;
+constexpr int kOuterRows = 8, kOuterVectors = 3;
 #else
 constexpr int kPanelVectors = 2;
+constexpr int kOuterRows = 4, kOuterVectors = 3;
 #endif
 
-// Adds in[i][k..k+length) * weights to the sums of one tile and returns where the next weights stand.
-template <int V>
-inline const float* accumulate(Vector (&sums)[kCells][V], const float* const* rows, int length,
-                               const float* weights) {
-    const float* in[kCells];
-    for (int i = 0; i < kCells; ++i)
-        in[i] = rows[i];
+// Unrolled, so that an array of sums lives in registers from its first value to its last
+#define NCA_UNROLL _Pragma("GCC unroll 16")
+#define NCA_INLINE __attribute__((always_inline)) inline
+
+// Where the inputs of R cells are: anywhere, or at even distances, which takes fewer registers to say.
+template <int R> struct Scattered {
+    const float* in[R];
+
+    NCA_INLINE explicit Scattered(const float* const* rows) {
+        NCA_UNROLL for (int i = 0; i < R; ++i) in[i] = rows[i];
+    }
+    NCA_INLINE const float* at(int i, int k) const { return in[i] + k; }
+    NCA_INLINE void refresh() {}
+};
+
+template <int R> struct Even {
+    const float* in[(R + 2) / 3];
+    long stride;
+
+    NCA_INLINE Even(const float* first, long distance) : stride(distance) {
+        NCA_UNROLL for (int i = 0; i < R; i += 3) in[i / 3] = first + i * stride;
+    }
+    NCA_INLINE const float* at(int i, int k) const { return in[i / 3] + i % 3 * stride + k; }
+    // Hides that the stride stays the same, so that it is added in each load and no sum of it is kept in a
+    // register.
+    NCA_INLINE void refresh() { __asm__("" : "+r"(stride)); }
+};
+
+// Adds in(i)[k] * weights for one k to the sums.
+template <int R, int V, class In>
+NCA_INLINE void multiply(Vector (&sums)[R][V], const In& in, int k, const float* weights) {
+    Vector w[V];
+    NCA_UNROLL for (int v = 0; v < V; ++v) w[v] = load<Vector>(weights + v * kWidth);
+    NCA_UNROLL for (int i = 0; i < R; ++i) {
+        const Vector x = broadcast(*in.at(i, k));
+        NCA_UNROLL for (int v = 0; v < V; ++v) sums[i][v] = multiply_add(x, w[v], sums[i][v]);
+    }
+}
+
+// Adds `length` inputs times weights to the sums of R cells and returns where the next weights stand.
+template <int R, int V, class In>
+NCA_INLINE const float* accumulate(Vector (&sums)[R][V], In in, int length, const float* weights) {
     int k = 0;
+    for (; k + 4 <= length; k += 4, weights += 4 * V * kWidth) {
+        in.refresh();
 #if defined(NCA_ISA_NEON)
-    // Four inputs of a cell in one register, multiplied by lane: twice the speed of broadcasting each scalar.
-    for (; k + 4 <= length; k += 4) {
-        float32x4_t four[kCells];
-        for (int i = 0; i < kCells; ++i)
-            four[i] = vld1q_f32(in[i] + k);
+        // Four inputs of a cell in one register, multiplied by lane: twice the speed of broadcasting each
+        // scalar.
+        float32x4_t four[R];
+        NCA_UNROLL for (int i = 0; i < R; ++i) four[i] = vld1q_f32(in.at(i, k));
 #define NCA_LANE(lane)                                                                                       \
-    for (int v = 0; v < V; ++v) {                                                                            \
+    NCA_UNROLL for (int v = 0; v < V; ++v) {                                                                 \
         const Vector w = load<Vector>(weights + (lane * V + v) * kWidth);                                    \
-        for (int i = 0; i < kCells; ++i)                                                                     \
-            sums[i][v] = vfmaq_laneq_f32(sums[i][v], w, four[i], lane);                                      \
+        NCA_UNROLL for (int i = 0; i < R; ++i) sums[i][v] = vfmaq_laneq_f32(sums[i][v], w, four[i], lane);   \
     }
         NCA_LANE(0)
         NCA_LANE(1)
         NCA_LANE(2)
         NCA_LANE(3)
 #undef NCA_LANE
-        weights += 4 * V * kWidth;
-    }
+#else
+        NCA_UNROLL for (int j = 0; j < 4; ++j) multiply<R, V>(sums, in, k + j, weights + j * V * kWidth);
 #endif
-    for (; k < length; ++k) {
-        Vector w[V];
-        for (int v = 0; v < V; ++v)
-            w[v] = load<Vector>(weights + v * kWidth);
-        for (int i = 0; i < kCells; ++i) {
-            const Vector x = broadcast(in[i][k]);
-            for (int v = 0; v < V; ++v)
-                sums[i][v] = multiply_add(x, w[v], sums[i][v]);
-        }
-        weights += V * kWidth;
     }
+    for (; k < length; ++k, weights += V * kWidth)
+        multiply<R, V>(sums, in, k, weights);
     return weights;
+}
+
+// One panel of V registers for R cells, the first of them number `first`.
+template <int R, int V>
+NCA_INLINE void tile(const Segment* segments, int segment_count, int first, const float* panel,
+                     const After& after, float* out, long stride) {
+    Vector sums[R][V];
+    NCA_UNROLL for (int v = 0; v < V; ++v) {
+        const Vector bias = load<Vector>(panel + v * kWidth);
+        NCA_UNROLL for (int i = 0; i < R; ++i) sums[i][v] = bias;
+    }
+    const float* weights = panel + V * kWidth;
+    for (const Segment* s = segments; s < segments + segment_count; ++s) {
+        if (R > kCells && s->stride)
+            weights = accumulate<R, V>(sums, Even<R>(s->rows[first], s->stride), s->length, weights);
+        else
+            weights = accumulate<R, V>(sums, Scattered<R>(s->rows + first), s->length, weights);
+    }
+    out += first * stride;
+    // what is not below or not above 0 stays, so that NaN shows, on every instruction set alike
+    if (after.kind == After::relu) {
+        NCA_UNROLL for (int i = 0; i < R; ++i) NCA_UNROLL for (int v = 0; v < V; ++v) sums[i][v] =
+            sums[i][v] < 0.0f ? Vector{} : sums[i][v];
+    } else if (after.kind == After::gate) {
+        const float* gates = after.gates + first * stride;
+        NCA_UNROLL for (int i = 0; i < R; ++i) NCA_UNROLL for (int v = 0; v < V; ++v) sums[i][v] =
+            load<Vector>(gates + i * stride + v * kWidth) > 0.0f ? sums[i][v] : Vector{};
+    }
+    NCA_UNROLL for (int i = 0; i < R; ++i) NCA_UNROLL for (int v = 0; v < V; ++v)
+        store(out + i * stride + v * kWidth, sums[i][v]);
 }
 
 // One panel of V registers for all tiles.
 template <int V>
-void panel_product(const Segment* segments, int segment_count, int tiles, const float* panel, bool relu,
-                   float* out, int stride) {
-    for (int tile = 0; tile < tiles; ++tile) {
-        Vector sums[kCells][V];
-        for (int v = 0; v < V; ++v) {
-            const Vector bias = load<Vector>(panel + v * kWidth);
-            for (int i = 0; i < kCells; ++i)
-                sums[i][v] = bias;
-        }
-        const float* weights = panel + V * kWidth;
-        for (int s = 0; s < segment_count; ++s)
-            weights = accumulate<V>(sums, segments[s].rows + tile * kCells, segments[s].length, weights);
-        for (int i = 0; i < kCells; ++i)
-            for (int v = 0; v < V; ++v) {
-                const Vector sum = sums[i][v];
-                // keeps NaN, on every instruction set alike
-                store(out + (tile * kCells + i) * stride + v * kWidth,
-                      relu ? (sum < 0.0f ? Vector{} : sum) : sum);
-            }
-    }
+void panel_product(const Segment* segments, int segment_count, int tiles, const float* panel,
+                   const After& after, float* out, int stride) {
+    int cell = 0;
+    // two tiles together where one would be too few chains
+    for (; V == 1 && cell + 2 * kCells <= tiles * kCells; cell += 2 * kCells)
+        tile<2 * kCells, V>(segments, segment_count, cell, panel, after, out, stride);
+    for (; cell < tiles * kCells; cell += kCells)
+        tile<kCells, V>(segments, segment_count, cell, panel, after, out, stride);
 }
 
-void product(const Segment* segments, int segment_count, int tiles, const Panels& panels, bool relu,
-             float* out) {
+void product(const Segment* segments, int segment_count, int tiles, const Panels& panels, const After& after,
+             float* out, int out_stride) {
     const float* panel = panels.data;
     for (int n = 0; n < panels.outputs;) {
         const int left = (panels.outputs - n) / kWidth;
@@ -101,101 +148,125 @@ void product(const Segment* segments, int segment_count, int tiles, const Panels
         if (vectors == 4)
             run = panel_product<4>;
 #endif
-        run(segments, segment_count, tiles, panel, relu, out + n, panels.outputs);
+        const After part = {after.kind, after.gates ? after.gates + n : nullptr};
+        run(segments, segment_count, tiles, panel, part, out + n, out_stride);
         panel += (panels.depth + 1) * vectors * kWidth;
         n += vectors * kWidth;
     }
 }
 
-// Both derivatives of channels c.. of one cell; p holds the nine neighbours in reading order.
-template <class T> inline void sobel_part(const float* const (&p)[9], int c, int channels, float* out) {
-    const T p0 = load<T>(p[0] + c), p1 = load<T>(p[1] + c), p2 = load<T>(p[2] + c);
-    const T p3 = load<T>(p[3] + c), p5 = load<T>(p[5] + c);
-    const T p6 = load<T>(p[6] + c), p7 = load<T>(p[7] + c), p8 = load<T>(p[8] + c);
-    const T down = p7 - p1, right = p5 - p3;
-    store<T>(out + c, (((p6 - p0) + (p8 - p2)) + (down + down)) * 0.125f);
-    store<T>(out + channels + c, (((p2 - p0) + (p8 - p6)) + (right + right)) * 0.125f);
+// Calls part(T{}, c) for channels c.. in registers, then in quads, then one by one.
+template <class Part> NCA_INLINE void each_part(int channels, const Part& part) {
+    int c = 0;
+    for (; c + kWidth <= channels; c += kWidth)
+        part(Vector{}, c);
+    for (; c + 4 <= channels; c += 4)
+        part(Quad{}, c);
+    for (; c < channels; ++c)
+        part(0.0f, c);
 }
 
-void sobel(const float* const* neighbours, int stride, int cells, int channels, float* out, int out_stride) {
+// Both derivatives of channels c.. of one cell; its neighbours in three rows, in reading order.
+template <class T>
+inline void sobel_part(const float* above, const float* here, const float* below, int c, int channels,
+                       float* out) {
+    const int middle = channels + c, right = 2 * channels + c;
+    const T p0 = load<T>(above + c), p1 = load<T>(above + middle), p2 = load<T>(above + right);
+    const T p3 = load<T>(here + c), p5 = load<T>(here + right);
+    const T p6 = load<T>(below + c), p7 = load<T>(below + middle), p8 = load<T>(below + right);
+    const T down = p7 - p1, across = p5 - p3;
+    store<T>(out + c, (((p6 - p0) + (p8 - p2)) + (down + down)) * 0.125f);
+    store<T>(out + channels + c, (((p2 - p0) + (p8 - p6)) + (across + across)) * 0.125f);
+}
+
+void sobel(const Segment* rows, int cells, int channels, float* out, int out_stride) {
     for (int i = 0; i < cells; ++i, out += out_stride) {
-        const float* p[9];
-        for (int tap = 0; tap < 9; ++tap)
-            p[tap] = neighbours[tap * stride + i];
-        int c = 0;
-        for (; c + kWidth <= channels; c += kWidth)
-            sobel_part<Vector>(p, c, channels, out);
-        for (; c + 4 <= channels; c += 4)
-            sobel_part<Quad>(p, c, channels, out);
-        for (; c < channels; ++c)
-            sobel_part<float>(p, c, channels, out);
+        const float *above = rows[0].rows[i], *here = rows[1].rows[i], *below = rows[2].rows[i];
+        each_part(channels, [&]<class T>(T, int c) { sobel_part<T>(above, here, below, c, channels, out); });
     }
 }
 
-template <class T> inline void add_part(float* state, const float* delta) {
-    store<T>(state, load<T>(state) + load<T>(delta));
+template <class T> inline void spread_part(const float* in, int c, int channels, float* out) {
+    const T down = load<T>(in + c) * 0.125f, across = load<T>(in + channels + c) * 0.125f;
+    const T twice_down = down + down, twice_across = across + across, sum = down + across,
+            rest = down - across;
+    const T patch[9] = {-sum, -twice_down, -rest, -twice_across, T{}, twice_across, rest, twice_down, sum};
+    for (int tap = 0; tap < 9; ++tap)
+        store<T>(out + tap * channels + c, patch[tap]);
 }
 
-void add(float* state, const float* delta, int first, int channels) {
-    int c = first;
-    for (; c + kWidth <= channels; c += kWidth)
-        add_part<Vector>(state + c, delta + c);
-    for (; c + 4 <= channels; c += 4)
-        add_part<Quad>(state + c, delta + c);
-    for (; c < channels; ++c)
-        add_part<float>(state + c, delta + c);
+void spread_sobel(const float* const* in, int cells, int channels, float* out, int out_stride) {
+    for (int i = 0; i < cells; ++i, out += out_stride)
+        each_part(channels, [&]<class T>(T, int c) { spread_part<T>(in[i], c, channels, out); });
 }
 
-// R rows and V registers of columns of an outer product.
+template <class T> inline void add_part(float* to, const float* from) {
+    store<T>(to, load<T>(to) + load<T>(from));
+}
+
+void add(float* const* to, const float* from, int stride, int first, int length, int cells) {
+    typedef int Lanes __attribute__((vector_size(4 * kWidth)));
+    Lanes lane = {};
+    for (int i = 0; i < kWidth; ++i)
+        lane[i] = i;
+    const int start = first / kWidth * kWidth;
+    const Lanes kept = lane < first - start; // of the first register
+    for (int i = 0; i < cells; ++i, from += stride) {
+        float* cell = to[i];
+        int c = start;
+        if (c + kWidth <= length) {
+            const Vector old = load<Vector>(cell + c);
+            store(cell + c, kept ? old : old + load<Vector>(from + c));
+            for (c += kWidth; c + kWidth <= length; c += kWidth)
+                add_part<Vector>(cell + c, from + c);
+        } else {
+            c = first;
+        }
+        for (; c + 4 <= length; c += 4)
+            add_part<Quad>(cell + c, from + c);
+        for (; c < length; ++c)
+            add_part<float>(cell + c, from + c);
+    }
+}
+
+// R rows and V registers of columns of an outer product; `last` floats in the last register count.
 template <int R, int V>
-void outer_tile(const float* a, int a_stride, const float* b, int b_stride, int cells, float* out,
-                int out_stride) {
+NCA_INLINE void outer_tile(const float* a, int a_stride, const float* const* b, int column, int last,
+                           int cells, float* out, int out_stride) {
     Vector sums[R][V];
-    for (int m = 0; m < R; ++m)
-        for (int v = 0; v < V; ++v)
-            sums[m][v] = load<Vector>(out + m * out_stride + v * kWidth);
-    for (int k = 0; k < cells; ++k, a += a_stride, b += b_stride) {
+    NCA_UNROLL for (int m = 0; m < R; ++m) NCA_UNROLL for (int v = 0; v < V; ++v) sums[m][v] =
+        load<Vector>(out + m * out_stride + v * kWidth);
+    for (int k = 0; k < cells; ++k, a += a_stride) {
         Vector w[V];
-        for (int v = 0; v < V; ++v)
-            w[v] = load<Vector>(b + v * kWidth);
-        for (int m = 0; m < R; ++m) {
+        NCA_UNROLL for (int v = 0; v + 1 < V; ++v) w[v] = load<Vector>(b[k] + column + v * kWidth);
+        w[V - 1] = load_first(b[k] + column + (V - 1) * kWidth, last);
+        NCA_UNROLL for (int m = 0; m < R; ++m) {
             const Vector x = broadcast(a[m]);
-            for (int v = 0; v < V; ++v)
-                sums[m][v] = multiply_add(x, w[v], sums[m][v]);
+            NCA_UNROLL for (int v = 0; v < V; ++v) sums[m][v] = multiply_add(x, w[v], sums[m][v]);
         }
     }
-    for (int m = 0; m < R; ++m)
-        for (int v = 0; v < V; ++v)
-            store(out + m * out_stride + v * kWidth, sums[m][v]);
+    NCA_UNROLL for (int m = 0; m < R; ++m) NCA_UNROLL for (int v = 0; v < V; ++v)
+        store(out + m * out_stride + v * kWidth, sums[m][v]);
 }
 
 template <int V>
-void outer_columns(const float* a, int a_stride, int rows, const float* b, int b_stride, int cells,
-                   float* out, int out_stride) {
+void outer_columns(const float* a, int a_stride, int rows, const float* const* b, int column, int last,
+                   int cells, float* out, int out_stride) {
     int m = 0;
-    for (; m + kCells <= rows; m += kCells)
-        outer_tile<kCells, V>(a + m, a_stride, b, b_stride, cells, out + m * out_stride, out_stride);
-    for (; m + 2 <= rows; m += 2)
-        outer_tile<2, V>(a + m, a_stride, b, b_stride, cells, out + m * out_stride, out_stride);
-    for (; m < rows; ++m)
-        outer_tile<1, V>(a + m, a_stride, b, b_stride, cells, out + m * out_stride, out_stride);
+    for (; m + kOuterRows <= rows; m += kOuterRows, out += kOuterRows * out_stride)
+        outer_tile<kOuterRows, V>(a + m, a_stride, b, column, last, cells, out, out_stride);
+    for (; m < rows; ++m, out += out_stride)
+        outer_tile<1, V>(a + m, a_stride, b, column, last, cells, out, out_stride);
 }
 
-void outer(const float* a, int a_stride, int rows, const float* b, int b_stride, int columns, int cells,
-           float* out, int out_stride) {
+void outer(const float* a, int a_stride, int rows, const float* const* b, int columns, int cells, float* out,
+           int out_stride) {
     for (int n = 0; n < columns;) {
         const int left = (columns - n + kWidth - 1) / kWidth;
-        const int vectors = left < kPanelVectors ? left : kPanelVectors;
-        auto run = outer_columns<1>;
-        if (vectors == 2)
-            run = outer_columns<2>;
-#if defined(NCA_ISA_AVX512)
-        if (vectors == 3)
-            run = outer_columns<3>;
-        if (vectors == 4)
-            run = outer_columns<4>;
-#endif
-        run(a, a_stride, rows, b + n, b_stride, cells, out + n, out_stride);
+        const int vectors = left < kOuterVectors ? left : kOuterVectors;
+        const int rest = columns - n - (vectors - 1) * kWidth, last = rest < kWidth ? rest : kWidth;
+        const auto run = vectors == 1 ? outer_columns<1> : vectors == 2 ? outer_columns<2> : outer_columns<3>;
+        run(a, a_stride, rows, b, n, last, cells, out + n, out_stride);
         n += vectors * kWidth;
     }
 }
@@ -225,11 +296,9 @@ void fire(const FireRow& row, int width, uint8_t* mask) {
             return (Words)((word & 0xffffffffu) < row.threshold) & (uint64_t{1} << shift);
         };
         const Words bytes = fires(c0, 0) | fires(c1, 8) | fires(c2, 16) | fires(c3, 24);
-        for (int lane = 0; lane < kLanes; ++lane) {
-            const uint64_t four = bytes[lane];
-            for (int i = 0; i < 4; ++i)
-                *mask++ = (uint8_t)(four >> (8 * i));
-        }
+        typedef uint32_t Halves __attribute__((vector_size(4 * kLanes)));
+        const Halves four = __builtin_convertvector(bytes, Halves);
+        __builtin_memcpy(mask + 4 * first, &four, sizeof four);
     }
 }
 
@@ -252,7 +321,7 @@ void burst(int rounds, float* out) {
 } // namespace
 
 extern const Kernels kernels;
-const Kernels kernels = {
-    NCA_STRING(NCA_ISA), kCells, kWidth, kPanelVectors, product, sobel, add, outer, fire, burst};
+const Kernels kernels = {NCA_STRING(NCA_ISA), kCells, kWidth, kPanelVectors, product, sobel,
+                         spread_sobel,        add,    outer,  fire,          burst};
 
 } // namespace nca::NCA_ISA

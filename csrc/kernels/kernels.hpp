@@ -5,10 +5,12 @@
 
 namespace nca {
 
-// Cells whose inputs one product reads: rows[tile * Kernels::cells + i] points at `length` floats of cell i.
+// Cells whose inputs one product reads: rows[i] points at `length` floats of cell i. Where stride is not 0,
+// the rows are that many floats apart.
 struct Segment {
     const float* const* rows;
     int length;
+    int stride = 0;
 };
 
 // Weights of one product, packed: panels of up to Kernels::panel_vectors registers of outputs, one after the
@@ -17,6 +19,12 @@ struct Panels {
     const float* data;
     int depth;   // inputs
     int outputs; // outputs rounded up to whole registers: the stride of a result row
+};
+
+// What becomes of the sums of a product.
+struct After {
+    enum Kind { nothing, relu, gate } kind = nothing; // relu: negative ones become 0
+    const float* gates = nullptr; // gate: where these, laid out as the result, are not above 0, it is 0
 };
 
 // Counter and key of one row of the fire mask (fire.hpp).
@@ -33,22 +41,25 @@ struct Kernels {
     int panel_vectors; // registers in a full panel
 
     // out[i][n] = bias[n] + sum over k of in[i][k] * weight[k][n], one chain of multiply-adds in ascending k,
-    // for tiles * cells cells; out has Panels::outputs floats a cell. With relu, negative results become 0.
-    void (*product)(const Segment* segments, int segment_count, int tiles, const Panels& panels, bool relu,
-                    float* out);
+    // for tiles * cells cells; out has out_stride floats a cell, and room for whole registers.
+    void (*product)(const Segment* segments, int segment_count, int tiles, const Panels& panels,
+                    const After& after, float* out, int out_stride);
 
-    // out[i] = [derivative along y, derivative along x], Sobel/8, of cell i; neighbours[tap * stride + i] is
-    // the channel vector of tap (dy + 1) * 3 + (dx + 1).
-    void (*sobel)(const float* const* neighbours, int stride, int cells, int channels, float* out,
-                  int out_stride);
+    // out[i] = [derivative along y, derivative along x], Sobel/8, of cell i; rows[dy + 1].rows[i] points at
+    // the channel vectors of its three neighbours in row dy.
+    void (*sobel)(const Segment* rows, int cells, int channels, float* out, int out_stride);
 
-    // state[c] += delta[c] for first <= c < channels.
-    void (*add)(float* state, const float* delta, int first, int channels);
+    // The transpose of sobel: out[i] is what the nine neighbours of cell i, in reading order, get of the
+    // gradients [along y, along x] at in[i].
+    void (*spread_sobel)(const float* const* in, int cells, int channels, float* out, int out_stride);
 
-    // out[m][n] += sum over cells k of a[k][m] * b[k][n], in ascending k, for m < rows and n < columns
-    // rounded up to whole registers: out and b have room for them.
-    void (*outer)(const float* a, int a_stride, int rows, const float* b, int b_stride, int columns,
-                  int cells, float* out, int out_stride);
+    // to[i][c] += from[i * stride + c] for first <= c < length, cell by cell.
+    void (*add)(float* const* to, const float* from, int stride, int first, int length, int cells);
+
+    // out[m][n] += sum over cells k of a[k * a_stride + m] * b[k][n], in ascending k, for m < rows and
+    // n < columns; rows of out have room for whole registers.
+    void (*outer)(const float* a, int a_stride, int rows, const float* const* b, int columns, int cells,
+                  float* out, int out_stride);
 
     // mask[x] = 1 where cell x fires; writes whole blocks of kFireBlock cells.
     void (*fire)(const FireRow& row, int width, uint8_t* mask);

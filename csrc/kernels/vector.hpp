@@ -37,6 +37,20 @@ template <class T> inline void store(float* p, T v) {
     __builtin_memcpy(p, &v, sizeof(T));
 }
 
+// The first 1 <= count <= kWidth floats, then zeros; reads no more.
+inline Vector load_first(const float* p, int count) {
+#if defined(NCA_ISA_AVX512)
+    return _mm512_maskz_loadu_ps((__mmask16)(0xffffu >> (kWidth - count)), p);
+#else
+    if (count == kWidth)
+        return load<Vector>(p);
+    Vector v = {};
+    for (int i = 0; i < count; ++i)
+        v[i] = p[i];
+    return v;
+#endif
+}
+
 // a * b + c, rounded once where the instruction set can.
 inline Vector multiply_add(Vector a, Vector b, Vector c) {
 #if defined(NCA_ISA_AVX512)
