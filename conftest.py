@@ -27,8 +27,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--benchmark-results",
         type=Path,
         metavar="FOLDER",
-        help="where this machine's JSON is; a part of the cases is merged into it. "
-        "Default: a run of all cases writes to benchmarks/results, a part writes nothing",
+        help="where this machine's JSON is (write it with =, or pytest takes the folder for a place to collect from); "
+        "a part of the cases is merged into it. Default: a run of all cases writes to benchmarks/results, "
+        "a part writes nothing",
     )
 
 

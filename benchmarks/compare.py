@@ -79,14 +79,14 @@ def draw(a: Results, b: Results, names: list[str], output: Path | None) -> str:
         1, 2, figsize=(12, 1.5 + 0.32 * len(names)), sharey=True, layout="constrained"
     )
     places = list(range(len(names)))
-    for found, colour, shift in ((a, "tab:blue", -0.2), (b, "tab:orange", 0.2)):
+    for letter, found, colour, shift in (("A", a, "tab:blue", -0.2), ("B", b, "tab:orange", 0.2)):
         cases = [found["cases"][name] for name in names]
         at = [place + shift for place in places]
-        label = f"{found['machine']['cpu']}, {found['machine']['isa']}"
+        label = f"{letter}: {found['machine']['cpu']}, {found['machine']['isa']}"
         times.barh(at, [1e3 * case["seconds"] for case in cases], 0.4, color=colour, label=label)
         fractions.barh(at, [100 * (case.get("fraction") or 0) for case in cases], 0.4, color=colour)
     times.set(xscale="log", xlabel="time, ms", yticks=places, yticklabels=names)
-    times.invert_yaxis()
+    times.set_ylim(len(names) - 0.4, -0.6)
     fractions.set(xlabel="fraction of the machine's own FMA peak, %", xlim=(0, 100))
     for axes in (times, fractions):
         axes.grid(axis="x", alpha=0.3)

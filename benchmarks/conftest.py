@@ -85,7 +85,7 @@ def _save(config: pytest.Config, described: dict[str, object], report: Report, e
     if exitstatus != pytest.ExitCode.OK:
         return "not saved: not all cases passed"
     if not (wanted or whole):
-        return "not saved: a part of the cases; --benchmark-results benchmarks/results merges them into what is there"
+        return "not saved: a part of the cases; --benchmark-results=benchmarks/results merges them into what is there"
     path = (wanted or FOLDER) / machine.file_name(str(described["cpu"]), str(described["isa"]))
     found = {"schema": results.SCHEMA, "machine": described, "cases": report.cases, "peers": report.peers}
     try:

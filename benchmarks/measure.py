@@ -13,6 +13,7 @@ from typing import Any
 from pynca import _core
 
 PROBE_SECONDS = 0.5  # a case, divided among its rounds
+TOO_LONG_SECONDS = 10.0  # for more than one round
 # After other libraries' work: until their threads have stopped waiting for more of it at full speed
 SETTLE_SECONDS = 0.03
 
@@ -110,7 +111,7 @@ class Measure:
         most: int = 50,
         warm: bool = False,
     ) -> int:
-        """How often fits into the budget, at least three times; finding out warms up."""
+        """How often fits into the budget, three times at least unless that takes too long; finding out warms up."""
         if self.benchmark.disabled:
             return 1
         prepare()
@@ -118,7 +119,8 @@ class Measure:
         if once < budget / 3 and not warm:
             prepare()
             once = timed(work)
-        return max(3, min(most, math.floor(budget / once)))
+        least = 3 if once < TOO_LONG_SECONDS else 1
+        return max(least, min(most, math.floor(budget / once)))
 
     def _entry(self, threads: int, seconds: float, rounds: int, flops: int | None, peak: float) -> dict[str, Any]:
         rate = None if flops is None else flops / seconds

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -48,7 +48,7 @@ class Workload:
         return 2 * multiply_adds(self.rule) * self.masks.size
 
 
-@cache
+@lru_cache(maxsize=1)  # cases of one workload follow each other, and a large one fills a small board
 def workload(name: str, size: int, steps: int) -> Workload:
     rule = random_rule(*RULES[name])
     state = np.random.default_rng(1).normal(size=(size, size, rule.channels)).astype(np.float32)
