@@ -1,0 +1,15 @@
+"""A training step as `benchmarks/training_step.py` defines it: forward, loss, gradient, Adam."""
+
+from __future__ import annotations
+
+import training_step
+from measure import Measure
+from pynca.training.fit import Recipe
+
+
+def test_training_step(measure: Measure, threads: int, on: str) -> None:
+    recipe = Recipe()
+    problem = training_step.problem(recipe)
+    step, _ = training_step.with_pynca(recipe, problem, threads)
+    updates = sum(int(masks.sum()) for masks in problem["masks"])  # forward; nothing is counted for the gradient
+    measure(f"training step conv{recipe.channels} batch {recipe.batch} {on}", step, threads=threads, updates=updates)

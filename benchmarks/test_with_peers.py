@@ -1,0 +1,54 @@
+"""Peers beside pynca: the same state, masks and threads; equal results first, then times in turn.
+
+The file's name puts it last: pynca's own cases run before other libraries have started their threads.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+import training_step
+from measure import Measure
+from peers import PEERS, difference
+from pynca.training.fit import Recipe
+from results import plural
+from workload import RULES, Unavailable, workload
+
+TOLERANCE = 1e-4  # other orders of summation
+
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # what other packages warn of is not for us to mend
+
+
+@pytest.mark.parametrize("peer", PEERS)
+@pytest.mark.parametrize(("size", "steps"), [(64, 16), (320, 8)], ids=["64x64-16steps", "320x320-8steps"])
+@pytest.mark.parametrize("rule", RULES)
+def test_peer(measure: Measure, peer: str, rule: str, size: int, steps: int, threads: int, on: str) -> None:
+    work = workload(rule, size, steps)
+    try:
+        run = PEERS[peer](work, threads)
+    except ImportError as error:
+        pytest.skip(f"{error.name} is not installed")
+    except Unavailable as error:
+        pytest.skip(str(error))
+    off = difference(run, work, threads)
+    assert off < TOLERANCE, f"{peer} does not compute what pynca does: off by {off:.1e} of the largest value"
+    measure.beside(
+        f"{rule} {size}x{size} {plural(steps, 'step')} {on} {peer}",
+        peer,
+        run,
+        lambda: work.rule.run(work.state, steps, masks=work.masks, threads=threads),
+        threads=threads,
+        flops=work.dense_flops,
+    )
+
+
+def test_training_step(measure: Measure, threads: int, on: str) -> None:
+    pytest.importorskip("torch", reason="torch is not installed")
+    recipe = Recipe()
+    training_step.compare(recipe, threads)
+    problem = training_step.problem(recipe)
+    theirs, _ = training_step.with_torch(recipe, problem, threads)
+    ours, _ = training_step.with_pynca(recipe, problem, threads)
+    name = f"training step conv{recipe.channels} batch {recipe.batch} {on} PyTorch"
+    measure.beside(name, "PyTorch", theirs, ours, threads=threads)
