@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import pynca
+from pynca import training
 
 TINY = "--channels 6 --hidden 12 --steps 4 4 --size 16 16 --patch 8 8 --batch 4 --rate 0.004".split()  # noqa: SIM905
 
@@ -67,6 +68,26 @@ def test_train_then_evaluate(cases: Path) -> None:
     label = nib.load(cases / "labels" / "case_0.nii.gz").get_fdata() > 0
     dice = 2 * (mask & label).sum() / (mask.sum() + label.sum())
     assert float(rows[0]["hard_dice"]) == pytest.approx(dice, abs=1e-6)
+
+
+def test_fit_from_python_is_what_the_command_does(cases: Path) -> None:
+    options = ["--images", "images", "--labels", "labels", *TINY, "--epochs", "4", "--label", "disc"]
+    assert pynca_command(cases, "train", *options, "-o", "disc.safetensors").returncode == 0
+    recipe = training.Recipe(channels=6, hidden=12, steps=(4, 4), patch=(8, 8), batch=4, rate=0.004)
+    outcome = training.fit(
+        cases / "images",
+        cases / "labels",
+        cases / "state",
+        recipe=recipe,
+        preparation=pynca.Preparation((16, 16)),
+        label="disc",
+        epochs=4,
+    )
+    theirs = pynca.load_model(cases / "disc.safetensors")
+    assert outcome.model.labels == theirs.labels
+    for mine, other in zip(outcome.model.levels, theirs.levels, strict=True):
+        for name, weight in mine.rule.weights.items():
+            np.testing.assert_array_equal(weight, other.rule.weights[name])
 
 
 def test_an_interrupted_training_ends_with_the_same_model(cases: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 import pynca
 from pynca import cases
 from pynca.training import dataset, sampling
-from pynca.training.fit import STATE, Recipe, State, fit, saved_recipe, train_batch
+from pynca.training.fit import STATE, Recipe, State, fit_slices, saved_recipe, train_batch
 from pynca.training.optimizers import Adam, clip, moved_average
 from pynca.training.sampling import Augmentation, Slices
 from pynca.training.train import train
@@ -49,16 +49,16 @@ def test_it_learns() -> None:
     slices = blobs()
     recipe = replace(SMALL, channels=8, hidden=24, steps=(6, 6), batch=8, batches=200, rate=4e-3, last_rate=1e-3)
     recipe = replace(recipe, average=0.9, augmentation=Augmentation(shift=1.0))
-    model = fit(slices, recipe, PREPARATION)
+    model = fit_slices(slices, recipe, PREPARATION)
     mask = np.stack([model.logits(image) > 0 for image in slices.images])
     overlap = 2 * (mask & (slices.labels > 0.5)).sum() / (mask.sum() + (slices.labels > 0.5).sum())
     assert overlap > 0.9
 
 
 def test_a_seed_repeats_and_threads_do_not_matter() -> None:
-    first = fit(blobs(), SMALL, PREPARATION, threads=1)
-    assert same_weights(first, fit(blobs(), SMALL, PREPARATION, threads=3))
-    assert not same_weights(first, fit(blobs(), replace(SMALL, seed=4), PREPARATION))
+    first = fit_slices(blobs(), SMALL, PREPARATION, threads=1)
+    assert same_weights(first, fit_slices(blobs(), SMALL, PREPARATION, threads=3))
+    assert not same_weights(first, fit_slices(blobs(), replace(SMALL, seed=4), PREPARATION))
 
 
 def test_resume_is_exact(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_resume_is_exact(tmp_path: Path) -> None:
     def score(model: pynca.Model) -> float:
         return float(model.levels[0].rule.weights["fc1.weight"].mean())
 
-    whole = fit(blobs(), SMALL, PREPARATION, score=score, folder=tmp_path / "whole")
+    whole = fit_slices(blobs(), SMALL, PREPARATION, score=score, folder=tmp_path / "whole")
 
     class Stopped(Exception):
         pass
@@ -77,8 +77,8 @@ def test_resume_is_exact(tmp_path: Path) -> None:
             raise Stopped
 
     with pytest.raises(Stopped):
-        fit(blobs(), SMALL, PREPARATION, score=score, folder=tmp_path / "parts", report=stop)
-    parts = fit(blobs(), SMALL, PREPARATION, score=score, folder=tmp_path / "parts", resume=True)
+        fit_slices(blobs(), SMALL, PREPARATION, score=score, folder=tmp_path / "parts", report=stop)
+    parts = fit_slices(blobs(), SMALL, PREPARATION, score=score, folder=tmp_path / "parts", resume=True)
     assert same_weights(whole, parts)
     logs = [(tmp_path / name / "log.jsonl").read_text().splitlines() for name in ("whole", "parts")]
     without_time = [[{**json.loads(line), "seconds": 0} for line in log] for log in logs]
@@ -87,16 +87,16 @@ def test_resume_is_exact(tmp_path: Path) -> None:
 
 
 def test_resume_with_another_recipe_is_refused(tmp_path: Path) -> None:
-    fit(blobs(), SMALL, PREPARATION, folder=tmp_path)
+    fit_slices(blobs(), SMALL, PREPARATION, folder=tmp_path)
     with pytest.raises(ValueError, match="another recipe"):
-        fit(blobs(), replace(SMALL, rate=1e-4), PREPARATION, folder=tmp_path, resume=True)
+        fit_slices(blobs(), replace(SMALL, rate=1e-4), PREPARATION, folder=tmp_path, resume=True)
 
 
 def test_the_watchdog_goes_back_and_lowers_the_rate() -> None:
     """A loss that explodes leads back to the best weights, at half the rate, until it stays down."""
     reports: list[dict[str, float]] = []
     recipe = replace(SMALL, batches=40, evaluate=10, rate=0.5, last_rate=1e-3, clip=1e9)
-    model = fit(blobs(), recipe, PREPARATION, report=reports.append)
+    model = fit_slices(blobs(), recipe, PREPARATION, report=reports.append)
     assert max(entry["attempt"] for entry in reports) >= 1
     assert reports[-1]["batch"] == 40
     assert all(np.isfinite(w).all() for level in model.levels for w in level.rule.weights.values())
@@ -105,14 +105,14 @@ def test_the_watchdog_goes_back_and_lowers_the_rate() -> None:
 def test_a_run_that_cannot_be_saved_says_so() -> None:
     recipe = replace(SMALL, batches=40, rate=1e6, last_rate=1e5, clip=1e30)
     with pytest.raises(RuntimeError, match=r"training failed 6 times.*try a lower rate than"):
-        fit(blobs(), recipe, PREPARATION)
+        fit_slices(blobs(), recipe, PREPARATION)
 
 
 def test_a_collapse_of_the_score_is_noticed() -> None:
     scores = iter([0.8, 0.7, 0.1, 0.75, 0.8, 0.8])
     reports: list[dict[str, float]] = []
     recipe = replace(SMALL, batches=12)
-    fit(blobs(), recipe, PREPARATION, score=lambda model: next(scores), report=reports.append)
+    fit_slices(blobs(), recipe, PREPARATION, score=lambda model: next(scores), report=reports.append)
     assert [entry["attempt"] for entry in reports] == [0, 0, 0, 1, 1, 1]
     assert reports[3]["rate"] < 0.6 * reports[1]["rate"]
 

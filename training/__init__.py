@@ -9,10 +9,11 @@ from pynca import _core
 from pynca.rule import FloatArray, Rule, check_masks, whole_number
 
 from . import tape
-from .fit import Recipe, fit
+from .fit import Recipe, fit_slices
 from .sampling import Augmentation, Slices
+from .train import Outcome, fit
 
-__all__ = ["Augmentation", "Recipe", "Slices", "fit", "gradients"]
+__all__ = ["Augmentation", "Outcome", "Recipe", "Slices", "fit", "fit_slices", "gradients"]
 
 
 def gradients(

@@ -206,7 +206,7 @@ _COLLAPSED = 0.2
 _ATTEMPTS = 6
 
 
-def fit(
+def fit_slices(
     slices: Slices,
     recipe: Recipe,
     preparation: Preparation,
@@ -219,7 +219,7 @@ def fit(
     threads: int | None = None,
     **options: Any,
 ) -> Model:
-    """Train a two-level Med-NCA and return the best moving average of its weights.
+    """Train a two-level Med-NCA on prepared slices and return the best moving average of its weights.
 
     Parameters
     ----------

@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 
 from pynca import Card, Model, Preparation, _core
-from pynca.cases import Case, Dataset
+from pynca.cases import Case, Dataset, find_cases
 from pynca.config import thread_count
 from pynca.evaluation import score_file
 
-from .dataset import prepare
-from .fit import STATE, Recipe, State, fit, saved_recipe, train_batch
+from .dataset import prepare, split
+from .fit import STATE, Recipe, State, fit_slices, saved_recipe, train_batch
 from .sampling import Slices
 
 # During training a few cases stand for all: a full evaluation would take longer than the batches between two.
@@ -43,6 +43,81 @@ class Outcome:
     model: Model
     scores: Sequence[float]
     seconds: float
+
+
+def fit(
+    images: str | os.PathLike[str],
+    labels: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    *,
+    recipe: Recipe | None = None,
+    preparation: Preparation | None = None,
+    validation: str | os.PathLike[str] = "0.2",
+    label: str = "foreground",
+    card: Card | None = None,
+    epochs: float | None = None,
+    minutes: float | None = None,
+    resume: bool = False,
+    threads: int | None = None,
+    report: Callable[[dict[str, float]], None] = lambda entry: None,
+) -> Outcome:
+    """Train on folders of images and labels: what ``pynca train`` does, from Python.
+
+    Parameters
+    ----------
+    images, labels : path
+        Folders of NIfTI files, paired by name. Every label above 0 counts as the label.
+    folder : path
+        Where state and log are written, and read from with ``resume``.
+    recipe : Recipe, optional
+        Default ``Recipe()``.
+    preparation : pynca.Preparation, optional
+        How slices are prepared. Default: 64 x 64, RAS, sliced along the last axis.
+    validation : str or path
+        A share of the cases, a text file of label names, or ``"none"``. Default ``"0.2"``.
+    label : str
+        What the model segments.
+    card : pynca.Card, optional
+        What the card says beside what training finds out.
+    epochs, minutes : float, optional
+        Length of the training instead of the recipe's number of batches: passes through all slices, or time.
+    resume : bool
+        Go on from the state in ``folder``, at exactly the point where it was saved. Default False.
+    threads : int, optional
+        The result does not depend on it.
+    report : callable, optional
+        Called at every evaluation with batch, loss, score, rate, attempt and seconds.
+
+    Returns
+    -------
+    Outcome
+
+    Raises
+    ------
+    ValueError
+        Images and labels do not fit each other, or an argument is out of range.
+    RuntimeError
+        The run failed again and again, at ever lower rates.
+    """
+    recipe, preparation = recipe or Recipe(), preparation or Preparation((64, 64))
+    recipe.check_size(preparation.size)
+    dataset = find_cases(images, labels)
+    cases, held = split(dataset, validation)
+    return train(
+        dataset,
+        cases,
+        held,
+        recipe,
+        preparation,
+        folder,
+        labels={1: label},
+        card=card,
+        epochs=epochs,
+        minutes=minutes,
+        resume=resume,
+        threads=threads,
+        report=report,
+    )
 
 
 def train(
@@ -80,7 +155,7 @@ def train(
     def dice(model: Model, some: Sequence[Case]) -> list[float]:
         return [score_file(model, case.image, case.label, threads=threads).hard_dice for case in some]
 
-    model = fit(
+    model = fit_slices(
         slices,
         recipe,
         preparation,
