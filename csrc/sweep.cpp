@@ -72,7 +72,7 @@ Sweep::Sweep(const Rule::Packed& rule, int width)
     : rule_(rule), kernels_(*rule.kernels), side_(2 * rule.radius + 1), row_floats_(side_ * rule.channels),
       block_(kBlockCells), mask_(round_up(width, kFireBlock)),
       columns_(static_cast<size_t>(kBandCells) + width), neighbours_(static_cast<size_t>(side_) * block_),
-      input_rows_(block_), hidden_rows_(block_), changed_(columns_.size()),
+      centers_(block_), input_rows_(block_), hidden_rows_(block_), changed_(columns_.size()),
       hidden_(static_cast<size_t>(block_) * rule.fc0.panels().outputs),
       changes_((columns_.size() + kernels_.cells) * rule.fc1.panels().outputs),
       kept_(static_cast<size_t>(rule.radius) * width * rule.channels), zeros_(row_floats_),
@@ -170,18 +170,15 @@ size_t Sweep::row_of(int cell) const {
            band_.begin();
 }
 
-// Where the neighbours of column x stand side by side: in the row itself, or, at the image's border, in a
-// copy.
-const float* Sweep::patch_row(const float* row, int x, int cell, int dy) {
-    const int radius = rule_.radius, width = image_->width;
+// The neighbours of column x in a row, null outside the image, copied side by side where the image's border
+// is near.
+const float* Sweep::border_patch(const float* row, int x, int cell, int dy) {
     const std::ptrdiff_t channels = rule_.channels;
     if (!row)
         return zeros_.data();
-    if (x >= radius && x + radius < width)
-        return row + (x - radius) * channels;
     float* copy = border_.data() + static_cast<size_t>(dy * block_ + cell) * row_floats_;
     for (int dx = 0; dx < side_; ++dx) {
-        const int column = inside(rule_.padding, x + dx - radius, width);
+        const int column = inside(rule_.padding, x + dx - rule_.radius, image_->width);
         if (column < 0)
             std::fill_n(copy + dx * channels, channels, 0.0f);
         else
@@ -193,33 +190,44 @@ const float* Sweep::patch_row(const float* row, int x, int cell, int dy) {
 // Points at the neighbours of cells begin .. end - 1; the cells that fill up the last tile repeat the last
 // one.
 void Sweep::point_at_neighbours(int begin, int end, int padded_end) {
+    const int radius = rule_.radius, last_inside = image_->width - radius - 1;
+    const std::ptrdiff_t channels = rule_.channels;
     const float* rows[16];
     int y_of_rows = -1;
     for_each_cell(begin, end, [&](int cell, int y, int x) {
-        const int i = cell - begin;
         if (y != y_of_rows) {
             y_of_rows = y;
             for (int dy = 0; dy < side_; ++dy) {
-                const int row = inside(rule_.padding, y + dy - rule_.radius, image_->height);
+                const int row = inside(rule_.padding, y + dy - radius, image_->height);
                 rows[dy] = row < 0 ? nullptr : old_row(row);
             }
         }
-        for (int dy = 0; dy < side_; ++dy)
-            neighbours_[static_cast<size_t>(dy) * block_ + i] = patch_row(rows[dy], x, i, dy);
-        std::copy_n(rows[rule_.radius] + static_cast<std::ptrdiff_t>(x) * rule_.channels, rule_.channels,
-                    inputs_.data() + static_cast<size_t>(i) * input_stride_);
+        const int i = cell - begin;
+        const float** patch = neighbours_.data() + i;
+        const std::ptrdiff_t first = (x - radius) * channels;
+        if (x < radius || x > last_inside || !rows[0] || !rows[side_ - 1]) {
+            const bool near = x < radius || x > last_inside;
+            for (int dy = 0; dy < side_; ++dy)
+                patch[static_cast<size_t>(dy) * block_] =
+                    rows[dy] && !near ? rows[dy] + first : border_patch(rows[dy], x, i, dy);
+        } else {
+            for (int dy = 0; dy < side_; ++dy)
+                patch[static_cast<size_t>(dy) * block_] = rows[dy] + first;
+        }
+        centers_[i] = rows[radius] + x * channels;
     });
-    for (int i = end - begin; i < padded_end - begin; ++i) {
-        for (int dy = 0; dy < side_; ++dy)
-            neighbours_[static_cast<size_t>(dy) * block_ + i] =
-                neighbours_[static_cast<size_t>(dy) * block_ + i - 1];
-    }
+    for (int i = end - begin; i < padded_end - begin; ++i)
+        for (int dy = 0; dy < side_; ++dy) {
+            const float** patch = neighbours_.data() + static_cast<size_t>(dy) * block_ + i;
+            *patch = patch[-1];
+        }
 }
 
 // What the band's cells begin .. end - 1 perceive, and their hidden layer; at most a block.
 int Sweep::hide(int begin, int end) {
     const int tiles = (end - begin + kernels_.cells - 1) / kernels_.cells;
     point_at_neighbours(begin, end, begin + tiles * kernels_.cells);
+    kernels_.gather(centers_.data(), end - begin, rule_.channels, inputs_.data(), input_stride_);
     float* perceived = inputs_.data() + rule_.channels;
     if (rule_.perception == Perception::sobel)
         kernels_.sobel(patches_.data(), end - begin, rule_.channels, perceived, input_stride_);

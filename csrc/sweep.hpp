@@ -83,7 +83,7 @@ class Sweep {
     void list_row(int y, int step);
     const float* old_row(int y) const;
     size_t row_of(int cell) const;
-    const float* patch_row(const float* row, int x, int cell, int dy);
+    const float* border_patch(const float* row, int x, int cell, int dy);
     void point_at_neighbours(int begin, int end, int padded_end);
     void fetch_ahead(int begin, int end) const;
     void compute(int begin, int end);
@@ -106,7 +106,7 @@ class Sweep {
     std::vector<BandRow> band_;
     int cells_ = 0;
     std::vector<const float*> neighbours_; // [row of the patch][cell of the block]
-    std::vector<const float*> input_rows_, hidden_rows_;
+    std::vector<const float*> centers_, input_rows_, hidden_rows_;
     std::vector<float*> changed_; // the band's firing cells
     std::vector<Segment> patches_;
     Buffer inputs_, hidden_, changes_, kept_, zeros_,

@@ -166,6 +166,11 @@ template <class Part> NCA_INLINE void each_part(int channels, const Part& part) 
         part(0.0f, c);
 }
 
+void gather(const float* const* rows, int cells, int length, float* out, int out_stride) {
+    for (int i = 0; i < cells; ++i, out += out_stride)
+        each_part(length, [&]<class T>(T, int c) { store<T>(out + c, load<T>(rows[i] + c)); });
+}
+
 // Both derivatives of channels c.. of one cell; its neighbours in three rows, in reading order.
 template <class T>
 inline void sobel_part(const float* above, const float* here, const float* below, int c, int channels,
@@ -321,7 +326,7 @@ void burst(int rounds, float* out) {
 } // namespace
 
 extern const Kernels kernels;
-const Kernels kernels = {NCA_STRING(NCA_ISA), kCells, kWidth, kPanelVectors, product, sobel,
+const Kernels kernels = {NCA_STRING(NCA_ISA), kCells, kWidth, kPanelVectors, product, gather, sobel,
                          spread_sobel,        add,    outer,  fire,          burst};
 
 } // namespace nca::NCA_ISA

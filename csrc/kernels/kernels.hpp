@@ -45,6 +45,9 @@ struct Kernels {
     void (*product)(const Segment* segments, int segment_count, int tiles, const Panels& panels,
                     const After& after, float* out, int out_stride);
 
+    // out[i * out_stride + c] = rows[i][c] for c < length.
+    void (*gather)(const float* const* rows, int cells, int length, float* out, int out_stride);
+
     // out[i] = [derivative along y, derivative along x], Sobel/8, of cell i; rows[dy + 1].rows[i] points at
     // the channel vectors of its three neighbours in row dy.
     void (*sobel)(const Segment* rows, int cells, int channels, float* out, int out_stride);
