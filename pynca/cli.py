@@ -182,10 +182,13 @@ def _parser() -> argparse.ArgumentParser:
     length = how.add_mutually_exclusive_group()
     length.add_argument("--epochs", type=float, metavar="N", help="passes through all slices (default 40)")
     length.add_argument("--minutes", type=float, metavar="N", help="as many batches as fit into this time")
-    how.add_argument("--batch", type=_whole, default=16, metavar="N", help="slices in a batch (default 16)")
     how.add_argument(
-        "--patch", type=_whole, nargs=2, default=(32, 32), metavar="N", help="patch of the fine level (32)"
+        "--published",
+        action="store_true",
+        help="batch, patch and decay of the authors' configuration: 40, 16 x 16, 0.9999 a batch",
     )
+    how.add_argument("--batch", type=_whole, metavar="N", help="slices in a batch (default 16)")
+    how.add_argument("--patch", type=_whole, nargs=2, metavar="N", help="patch of the fine level (default 32 32)")
     how.add_argument("--rate", type=float, default=1.6e-3, metavar="R", help="learning rate (default 0.0016)")
     how.add_argument("--betas", type=float, nargs=2, default=(0.5, 0.5), metavar="B", help="of Adam (default 0.5 0.5)")
     how.add_argument("--loss", default="dice_bce", help="dice, bce, dice_bce (default) or dice_focal")
@@ -478,16 +481,16 @@ def _train(arguments: argparse.Namespace) -> int:
             raise _WrongUse("give --images and --labels, or --dataset")
         cases, validation = split(dataset, arguments.validation)
         preparation = Preparation(tuple(arguments.size), arguments.orientation, arguments.axis)
-        recipe = Recipe(
+        chosen = {"batch": arguments.batch, "patch": None if arguments.patch is None else tuple(arguments.patch)}
+        recipe = (Recipe.published if arguments.published else Recipe)(
             channels=arguments.channels,
             hidden=arguments.hidden,
             steps=tuple(arguments.steps),
-            patch=tuple(arguments.patch),
-            batch=arguments.batch,
             rate=arguments.rate,
             betas=tuple(arguments.betas),
             loss=arguments.loss,
             seed=arguments.seed,
+            **{name: value for name, value in chosen.items() if value is not None},
         )
         recipe.check_size(preparation.size)
         for name in ("epochs", "minutes"):

@@ -15,7 +15,7 @@ import pytest
 import pynca
 from pynca import cases
 from pynca.training import dataset, sampling
-from pynca.training.fit import STATE, Recipe, State, fit_slices, saved_recipe, train_batch
+from pynca.training.fit import STATE, Recipe, State, fit_slices, learning_rate, saved_recipe, train_batch
 from pynca.training.optimizers import Adam, clip, moved_average
 from pynca.training.sampling import Augmentation, Slices
 from pynca.training.train import train
@@ -40,6 +40,20 @@ def same_weights(a: pynca.Model, b: pynca.Model) -> bool:
         for level, other in zip(a.levels, b.levels, strict=True)
         for name, value in level.rule.weights.items()
     )
+
+
+def test_the_published_configuration_is_the_authors(reference: Path) -> None:
+    config = json.loads((reference / "checkpoints/med_nca_hippocampus/config.dt").read_text())[0]
+    recipe = Recipe.published(batches=5000)
+    assert (recipe.batch, recipe.channels, recipe.hidden) == (40, config["channel_n"], config["hidden_size"])
+    assert recipe.batch == config["batch_size"]
+    assert recipe.steps == (config["inference_steps"],) * 2
+    assert list(recipe.patch) == config["input_size"][0]
+    assert list(recipe.betas) == config["betas"]
+    state = State.start(replace(recipe, channels=4, hidden=4))
+    for batch in (0, 1, 1000):
+        state.batch = batch
+        assert learning_rate(recipe, state) == pytest.approx(config["lr"] * config["lr_gamma"] ** batch)
 
 
 # --- fit -------------------------------------------------------------------------------------------------

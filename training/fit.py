@@ -43,6 +43,8 @@ class Recipe:
         Length of the training.
     rate, last_rate : float
         Learning rate at the start and at the end; it falls exponentially, batch by batch.
+    decay : float, optional
+        What the rate is multiplied with after each batch, instead of falling to ``last_rate``.
     betas : (float, float)
         Of Adam.
     clip : float
@@ -69,6 +71,7 @@ class Recipe:
     batches: int = 10000
     rate: float = 1.6e-3
     last_rate: float = 2e-5
+    decay: float | None = None
     betas: tuple[float, float] = (0.5, 0.5)
     clip: float = 1.0
     average: float = 0.999
@@ -94,10 +97,21 @@ class Recipe:
         for name in ("rate", "last_rate", "clip"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be a number above 0")
+        if self.decay is not None and not 0 < self.decay <= 1:
+            raise ValueError(f"decay is {self.decay!r}; it must be above 0 and at most 1")
         if not all(0 <= value < 1 for value in (*self.betas, self.average)):
             raise ValueError(f"betas are {self.betas} and average {self.average}; they must be at least 0 and below 1")
         if self.loss not in LOSSES:
             raise ValueError(f"loss is {self.loss!r}; it must be one of {', '.join(LOSSES)}")
+
+    @classmethod
+    def published(cls, **changes: Any) -> Recipe:
+        """Return the configuration of the authors' hippocampus model (its ``config.dt``), with some changes.
+
+        Batches of 40 slices of which the fine level sees a patch as large as the coarse level, 16 x 16; the rate
+        falls by a factor of 0.9999 a batch. Channels, hidden units, steps, rate and betas are the defaults.
+        """
+        return cls(**{"batch": 40, "patch": (16, 16), "decay": 0.9999, **changes})
 
     def check_size(self, size: tuple[int, int]) -> None:
         """Refuse prepared slices of a size that the patch or the scale does not fit."""
@@ -281,7 +295,9 @@ def fit_slices(
 
 
 def learning_rate(recipe: Recipe, state: State) -> float:
-    """The rate of the next batch: an exponential from first to last, lowered by failures."""
+    """The rate of the next batch: an exponential, lowered by failures."""
+    if recipe.decay is not None:
+        return state.rate_factor * recipe.rate * math.exp(state.batch * math.log(recipe.decay))
     done = state.batch / max(recipe.batches - 1, 1)
     return state.rate_factor * math.exp(math.log(recipe.rate) * (1 - done) + math.log(recipe.last_rate) * done)
 
