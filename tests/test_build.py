@@ -53,7 +53,7 @@ def test_the_extension_needs_no_library_beyond_the_compilers(tmp_path: Path) -> 
         pytest.skip("there is no readelf")
     run = subprocess.run(["readelf", "-d", _core.__file__], check=True, capture_output=True, text=True)
     needed = re.findall(r"\(NEEDED\).*\[(.*)\]", run.stdout)
-    allowed = r"lib(c|m|gcc_s|stdc\+\+|c\+\+|c\+\+abi|pthread|asan|ubsan|tsan)\.so\.\d+|ld-linux.*\.so\.\d+"
+    allowed = r"lib(c|m|dl|gcc_s|stdc\+\+|c\+\+|c\+\+abi|pthread|asan|ubsan|tsan)\.so\.\d+|ld-linux.*\.so\.\d+"
     assert [name for name in needed if not re.fullmatch(allowed, name)] == []
     assert "RPATH" not in run.stdout
     assert "RUNPATH" not in run.stdout
