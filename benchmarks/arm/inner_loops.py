@@ -78,6 +78,21 @@ def lane_loops(listing: str) -> list[Loop]:
     return found
 
 
+def disassembled(objdump: str, path: Path) -> str:
+    command = [objdump, "--disassemble", "--demangle", "--no-show-raw-insn", path]
+    listing = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    if not lane_loops(listing):
+        raise SystemExit(f"{path} holds no loop that multiplies by lane: is it the NEON kernels' object file?")
+    return listing
+
+
+def find_mca() -> str:
+    for version in range(30, 18, -1):
+        if mca := shutil.which(f"llvm-mca-{version}"):
+            return mca
+    raise SystemExit("there is no llvm-mca-19 or newer, and older ones do not model these cores: install llvm-19")
+
+
 def cycles(mca: str, body: list[str], core: str) -> float:
     """Cycles an iteration. A branch's target means nothing here."""
     assembly = "\n".join(re.sub(r"[0-9a-f]+ <.*>$", ".", line) for line in body)
@@ -95,15 +110,8 @@ def main() -> int:
     parser.add_argument("--objdump", default="aarch64-linux-gnu-objdump")
     arguments = parser.parse_args()
 
-    mca = next(filter(None, (shutil.which(f"llvm-mca-{version}") for version in range(30, 18, -1))), None)
-    if mca is None:
-        raise SystemExit("there is no llvm-mca-19 or newer, and older ones do not model these cores: install llvm-19")
-    command = [arguments.objdump, "--disassemble", "--demangle", "--no-show-raw-insn", arguments.object]
-    loops = lane_loops(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    if not loops:
-        raise SystemExit(
-            f"{arguments.object} holds no loop that multiplies by lane: is it the NEON kernels' object file?"
-        )
+    mca = find_mca()
+    loops = lane_loops(disassembled(arguments.objdump, arguments.object))
 
     full = max(loop.multiplies for loop in loops)
     peaks = {name: len(PEAK) / cycles(mca, PEAK, core) for name, core in CORES.items()}
