@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -146,13 +146,14 @@ class Rule:
         masks: ArrayLike | None = None,
         seed: int = 0,
         threads: int | None = None,
+        out: FloatArray | None = None,
     ) -> FloatArray:
         """Run the rule for some steps.
 
         Parameters
         ----------
         state : array
-            float32, (H, W, C) or with a batch in front (N, H, W, C). Never modified.
+            float32, (H, W, C) or with a batch in front (N, H, W, C). Never modified, unless it is ``out``.
         steps : int
             Number of steps, 0 to 65535.
         masks : array, optional
@@ -163,11 +164,14 @@ class Rule:
         threads : int, optional
             Number of threads; the result does not depend on it. Default: ``PYNCA_NUM_THREADS``, else
             the CPUs this process may use.
+        out : array, optional
+            C-contiguous float32 array of the state's shape for the result. It may be the state itself, which
+            then runs in place: no second state is needed.
 
         Returns
         -------
         array
-            float32, of the state's shape.
+            float32, of the state's shape; ``out`` where that is given.
 
         Raises
         ------
@@ -191,11 +195,16 @@ class Rule:
                 "run them in parts or give masks"
             )
         samples = np.arange(len(batched), dtype=np.uint32)
-        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and stays visible
-            out = np.array(batched, dtype=np.float32, order="C", copy=True)
         fire = None if masks is None else check_masks(masks, steps, state.shape[:-1])
-        self.run_in_place(out, steps, masks=fire, seed=seed, samples=samples, threads=threads)
-        return out.reshape(state.shape)
+        if out is None:
+            out = np.empty(state.shape, np.float32)
+        else:
+            check_out(out, state)
+        if out is not state:
+            with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and stays visible
+                np.copyto(out, state, casting="unsafe")
+        self.run_in_place(out.reshape(batched.shape), steps, masks=fire, seed=seed, samples=samples, threads=threads)
+        return out
 
     def run_in_place(
         self,
@@ -290,6 +299,16 @@ def check_masks(masks: ArrayLike, steps: int, cells: tuple[int, ...], name: str 
     if array.size and array.max() > 1:
         raise ValueError(f"{name} holds the value {array.max()}; every value must be 0 or 1")
     return array
+
+
+def check_out(out: object, state: NDArray[Any]) -> None:
+    """Refuse an array that cannot take the result of running ``state``."""
+    if not isinstance(out, np.ndarray) or out.dtype != np.float32:
+        raise TypeError(f"out is {getattr(out, 'dtype', type(out).__name__)}; it must be an array of float32")
+    if out.shape != state.shape:
+        raise ValueError(f"out has shape {out.shape}; for this state it must be {state.shape}")
+    if not (out.flags.c_contiguous and out.flags.writeable):
+        raise ValueError("out must be C-contiguous and writeable")
 
 
 def fire_mask(

@@ -271,6 +271,33 @@ def test_other_dtypes_and_layouts() -> None:
     np.testing.assert_array_equal(rule.run(state, 3, masks=masks.astype(bool)[:, :, ::-1][:, :, ::-1]), expected)
 
 
+def test_a_result_goes_where_it_is_wanted() -> None:
+    rule = random_rule("conv", 12, 20)
+    state = np.random.default_rng(0).normal(size=(2, 9, 11, 12)).astype(np.float32)
+    wanted, before = rule.run(state, 5, seed=3), state.copy()
+    out = np.full_like(state, np.nan)
+    assert rule.run(state, 5, seed=3, out=out) is out
+    np.testing.assert_array_equal(out, wanted)
+    np.testing.assert_array_equal(state, before)
+    assert rule.run(state, 5, seed=3, out=state) is state
+    np.testing.assert_array_equal(state, wanted)
+
+
+@pytest.mark.parametrize(
+    ("out", "error", "sentence"),
+    [
+        (np.zeros((4, 5, 12), np.float64), TypeError, "out is float64; it must be an array of float32"),
+        ([0.0], TypeError, "out is list; it must be an array of float32"),
+        (np.zeros((5, 4, 12), np.float32), ValueError, r"out has shape \(5, 4, 12\); for this state it must be"),
+        (np.zeros((4, 5, 24), np.float32)[..., ::2], ValueError, "out must be C-contiguous and writeable"),
+        (np.frombuffer(bytes(960), np.float32).reshape(4, 5, 12), ValueError, "out must be C-contiguous and writeable"),
+    ],
+)
+def test_wrong_out(out: Any, error: type[Exception], sentence: str) -> None:
+    with pytest.raises(error, match=sentence):
+        random_rule("conv", 12, 20).run(np.zeros((4, 5, 12), np.float32), 1, out=out)
+
+
 def test_not_a_number_stays_visible() -> None:
     """NaN in the state reaches the cells that see it, rather than vanish in the ReLU."""
     state = np.zeros((9, 9, 8), np.float32)
