@@ -39,9 +39,9 @@ template <int R> struct Scattered {
 
 template <int R> struct Even {
     const float* in[(R + 2) / 3];
-    long stride;
+    int64_t stride;
 
-    NCA_INLINE Even(const float* first, long distance) : stride(distance) {
+    NCA_INLINE Even(const float* first, int64_t distance) : stride(distance) {
         NCA_UNROLL for (int i = 0; i < R; i += 3) in[i / 3] = first + i * stride;
     }
     NCA_INLINE const float* at(int i, int k) const { return in[i / 3] + i % 3 * stride + k; }
@@ -94,7 +94,7 @@ NCA_INLINE const float* accumulate(Vector (&sums)[R][V], In in, int length, cons
 // One panel of V registers for R cells, the first of them number `first`.
 template <int R, int V>
 NCA_INLINE void tile(const Segment* segments, int segment_count, int first, const float* panel,
-                     const After& after, float* out, long stride) {
+                     const After& after, float* out, int64_t stride) {
     Vector sums[R][V];
     NCA_UNROLL for (int v = 0; v < V; ++v) {
         const Vector bias = load<Vector>(panel + v * kWidth);
