@@ -10,7 +10,9 @@ namespace {
 
 constexpr int kBandCells = 160; // a last tile that is part empty costs less than two in a hundred
 constexpr int kBandRows = 64;   // where next to nothing fires
-constexpr int kBlockCells = 48; // whose hidden layer exists at one time: it stays in the cache
+// Cells whose hidden layer exists at one time: it stays in the cache. A multiple of every tile, and fixed:
+// gradients are summed block by block.
+constexpr int kBlockCells = 48;
 
 FireRow fire_row(const Fire& fire, uint64_t threshold, size_t member) {
     if (fire.masks)
@@ -205,15 +207,10 @@ void Sweep::point_at_neighbours(int begin, int end, int padded_end) {
         const int i = cell - begin;
         const float** patch = neighbours_.data() + i;
         const std::ptrdiff_t first = (x - radius) * channels;
-        if (x < radius || x > last_inside || !rows[0] || !rows[side_ - 1]) {
-            const bool near = x < radius || x > last_inside;
-            for (int dy = 0; dy < side_; ++dy)
-                patch[static_cast<size_t>(dy) * block_] =
-                    rows[dy] && !near ? rows[dy] + first : border_patch(rows[dy], x, i, dy);
-        } else {
-            for (int dy = 0; dy < side_; ++dy)
-                patch[static_cast<size_t>(dy) * block_] = rows[dy] + first;
-        }
+        const bool inner = x >= radius && x <= last_inside;
+        for (int dy = 0; dy < side_; ++dy)
+            patch[static_cast<size_t>(dy) * block_] =
+                inner && rows[dy] ? rows[dy] + first : border_patch(rows[dy], x, i, dy);
         centers_[i] = rows[radius] + x * channels;
     });
     for (int i = end - begin; i < padded_end - begin; ++i)

@@ -109,8 +109,8 @@ class Sweep {
     std::vector<const float*> centers_, input_rows_, hidden_rows_;
     std::vector<float*> changed_; // the band's firing cells
     std::vector<Segment> patches_;
-    Buffer inputs_, hidden_, changes_, kept_, zeros_,
-        border_; // inputs: [state, perceived] of the block's cells
+    Buffer inputs_, hidden_, changes_; // inputs: [state, perceived]
+    Buffer kept_, zeros_, border_;
     int input_stride_;
 };
 
