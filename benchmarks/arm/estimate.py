@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from inner_loops import CORES, Loop, cycles, disassembled, find_mca, lane_loops
-from instructions import CASES, KEPT, LANES, multiply_adds
+from instructions import CASES, KEPT, lanes, multiply_adds
 
 SIDE, COARSE = 320, 4  # the coarse level's cells are so many pixels wide
 FIRE_RATE = 0.5
