@@ -5,7 +5,8 @@
 BUILD is CMake's folder of an AArch64 build: the libraries in it are linked with count.cpp and run under RIG's
 emulator, which counts exactly. A count is (run with LAST steps - run with FIRST steps) / cells that fire in between,
 on one thread: packing weights and starting a process cancel out. It depends on the compiler, hence one column for
-each. --half counts the kernels with products in half precision. Fails where a count has grown by more than two in a hundred; --update writes what was counted.
+each. --half counts the kernels with products in half precision. Fails where a count has grown by more than two in a
+hundred; --update writes what was counted.
 """
 
 from __future__ import annotations

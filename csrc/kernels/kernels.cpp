@@ -18,6 +18,9 @@ constexpr int kCells = 6; // in a tile
 #if defined(NCA_ISA_AVX512)
 constexpr int kPanelVectors = 4;
 constexpr int kOuterRows = 8, kOuterVectors = 3;
+#elif defined(NCA_ISA_NEON_HALF)
+constexpr int kPanelVectors = 4; // inputs are narrowed once a panel
+constexpr int kOuterRows = 4, kOuterVectors = 3;
 #else
 constexpr int kPanelVectors = 2;
 constexpr int kOuterRows = 4, kOuterVectors = 3;
@@ -55,7 +58,7 @@ template <int R> struct Even {
 
 // Inputs whose products are summed in half precision. Each such sum is added to one in float32, so that
 // rounding errors do not grow with the number of inputs.
-constexpr int kChain = 32;
+constexpr int kChain = 64;
 
 // Adds `length` inputs times weights to the sums of R cells and returns where the next weights stand.
 template <int R, int V, class In>
@@ -207,7 +210,7 @@ void product(const Segment* segments, int segment_count, int tiles, const Panels
         auto run = panel_product<1>;
         if (vectors == 2)
             run = panel_product<2>;
-#if defined(NCA_ISA_AVX512)
+#if defined(NCA_ISA_AVX512) || defined(NCA_ISA_NEON_HALF)
         if (vectors == 3)
             run = panel_product<3>;
         if (vectors == 4)
