@@ -6,6 +6,10 @@
 
 #if defined(NCA_X86)
 #include <cpuid.h>
+#elif defined(NCA_ARM64) && defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(NCA_ARM64) && defined(__APPLE__)
+#include <sys/sysctl.h>
 #endif
 
 namespace nca {
@@ -23,6 +27,9 @@ extern const Kernels kernels;
 #endif
 #if defined(NCA_ARM64)
 namespace neon {
+extern const Kernels kernels;
+}
+namespace neon_half {
 extern const Kernels kernels;
 }
 #endif
@@ -61,16 +68,35 @@ void add_x86(std::vector<const Kernels*>& found) {
 
 #endif
 
+#if defined(NCA_ARM64)
+
+// Arithmetic on vectors of half precision. Elsewhere than on Linux and macOS nobody is asked.
+bool has_half() {
+#if defined(__linux__)
+    constexpr unsigned long kAsimdHp = 1ul << 10; // HWCAP_ASIMDHP, which <asm/hwcap.h> may not have
+    return getauxval(AT_HWCAP) & kAsimdHp;
+#elif defined(__APPLE__)
+    int value = 0;
+    size_t size = sizeof value;
+    return !sysctlbyname("hw.optional.neon_fp16", &value, &size, nullptr, 0) && value;
+#else
+    return false;
+#endif
+}
+
+#endif
+
 // The named table, or the fastest where the name is empty.
 const Kernels& find_kernels(const std::string& name, const char* asked_by) {
     if (name.empty())
         return *available_kernels().back();
     std::string names;
-    for (const Kernels* table : available_kernels()) {
-        if (name == table->name)
-            return *table;
-        names += (names.empty() ? "" : ", ") + std::string(table->name);
-    }
+    for (const auto* tables : {&available_kernels(), &half_kernels()})
+        for (const Kernels* table : *tables) {
+            if (name == table->name)
+                return *table;
+            names += (names.empty() ? "" : ", ") + std::string(table->name);
+        }
     throw std::invalid_argument(std::string(asked_by) + " is '" + name +
                                 "'; this CPU and build have the instruction sets " + names);
 }
@@ -86,6 +112,18 @@ const std::vector<const Kernels*>& available_kernels() {
         add_x86(found);
 #elif defined(NCA_ARM64)
         found.push_back(&neon::kernels); // part of every AArch64
+#endif
+        return found;
+    }();
+    return tables;
+}
+
+const std::vector<const Kernels*>& half_kernels() {
+    static const std::vector<const Kernels*> tables = [] {
+        std::vector<const Kernels*> found;
+#if defined(NCA_ARM64)
+        if (has_half())
+            found.push_back(&neon_half::kernels);
 #endif
         return found;
     }();

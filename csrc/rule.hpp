@@ -53,6 +53,8 @@ Matrix::Matrix(const Kernels& kernels, int outputs, int depth, const float* bias
                 to[n] = weight(first + n, k);
         first += size;
     }
+    if (kernels.pack)
+        kernels.pack(data_.data(), to - data_.data());
 }
 
 struct Rule::Packed {

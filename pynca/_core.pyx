@@ -56,6 +56,7 @@ cdef extern from "nca.hpp" namespace "nca" nogil:
     void c_run "nca::run"(const Rule&, float*, size_t, int, int, int, const Fire&, int) except +
     void c_fire_masks "nca::fire_masks"(uint8_t*, size_t, int, int, int, double, const Fire&) except +
     const vector[const Kernels*]& available_kernels() except +
+    const vector[const Kernels*]& half_kernels() except +
     const Kernels& active_kernels() except +
     void select_kernels(const string&) except +
     const int kMaxSteps
@@ -167,6 +168,13 @@ def isa():
 def available_isas():
     """Names of the instruction sets that this CPU and build have, slowest first."""
     cdef const vector[const Kernels*]* tables = &available_kernels()
+    cdef size_t i
+    return [dereference(tables)[i].name.decode() for i in range(tables.size())]
+
+
+def half_isas():
+    """Names of the instruction sets with products in half precision: never in use unless they are named."""
+    cdef const vector[const Kernels*]* tables = &half_kernels()
     cdef size_t i
     return [dereference(tables)[i].name.decode() for i in range(tables.size())]
 

@@ -56,9 +56,11 @@ def _usable_cpus() -> int:
 def show_config() -> None:
     """Print the version, the instruction set in use and those available, the threads, and the build."""
     build = _core.build_info()
+    half = _core.half_isas()
+    isas = ", ".join(_core.available_isas()) + (f"; in half precision: {', '.join(half)}" if half else "")
     rows = {
         "pynca": build["version"],
-        "instruction set": f"{_core.isa()} (available: {', '.join(_core.available_isas())}; PYNCA_ISA chooses)",
+        "instruction set": f"{_core.isa()} (available: {isas}; PYNCA_ISA chooses)",
         "threads": f"{thread_count()} (PYNCA_NUM_THREADS or threads= chooses)",
         "build": f"{build['target']}, {build['compiler']}",
         "python": f"{platform.python_version()}, numpy {np.__version__}, {platform.system()} {platform.machine()}",

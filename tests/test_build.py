@@ -66,7 +66,7 @@ def instruction_sets() -> dict[str, list[str]]:
     """The flags of each instruction set of this architecture, read from CMakeLists.txt."""
     if not SOURCE.is_file():
         return {}
-    wanted = {"avx2", "avx512"} if X86 else {"neon"} if ARM64 else set()
+    wanted = {"avx2", "avx512"} if X86 else {"neon", "neon_half"} if ARM64 else set()
     text = (CLONE / "CMakeLists.txt").read_text()
     calls = re.findall(r"^\s*add_kernels\((\w+)([^)]*)\)", text, flags=re.MULTILINE)
     return {name: flags.split() for name, flags in calls if name in {"baseline", *wanted}}
@@ -99,7 +99,7 @@ def compiled(isa: str, flags: list[str], folder: Path) -> list[Path]:
 @needs_nm
 @pytest.mark.skipif(not SOURCE.is_file(), reason="runs in a clone")
 def test_every_instruction_set_of_this_build_is_looked_at() -> None:
-    assert set(_core.available_isas()) <= set(instruction_sets())
+    assert {*_core.available_isas(), *_core.half_isas()} <= set(instruction_sets())
 
 
 @linux

@@ -3,7 +3,8 @@
     python3 benchmarks/arm/estimate.py OBJECT [--compiler 'Clang 22'] [--objdump PROGRAM]
 
 From OBJECT, the compiled NEON kernels, come the cycles of the inner loop; from aarch64_instructions.json the
-instructions per firing cell. A time is a range. Its lower end is the multiplies alone, at the inner loop's modelled
+instructions per firing cell. For products in half precision both must be theirs: neon_half's object file, and
+--compiler 'GCC 12, neon_half'. A time is a range. Its lower end is the multiplies alone, at the inner loop's modelled
 speed. At its upper end every other instruction takes a cycle of its own, and after that the state is read from
 memory and written back once a step. All four cores are taken to share the work evenly and to keep their clock.
 """
@@ -16,8 +17,8 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from inner_loops import CORES, Loop, cycles, disassembled, find_mca, lane_loops
-from instructions import CASES, KEPT, LANES, multiply_adds
+from inner_loops import CORES, HALF_CORES, Loop, cycles, disassembled, find_mca, lane_loops
+from instructions import CASES, KEPT, lanes, multiply_adds
 
 SIDE, COARSE = 320, 4  # the coarse level's cells are so many pixels wide
 FIRE_RATE = 0.5
@@ -44,12 +45,15 @@ RUNS = [  # rule, coarse steps, fine steps
 
 
 def seconds(
-    board: Board, rule: str, steps: tuple[int, int], loop: Loop, taken: float, count: float
+    board: Board, rule: str, steps: tuple[int, int], loop: Loop, taken: float, count: float, width: int
 ) -> tuple[float, float]:
-    """The range of a run's time; the inner loop takes so many cycles, a firing cell so many instructions."""
+    """The range of a run's time; the inner loop takes so many cycles, a firing cell so many instructions.
+
+    A register holds `width` numbers.
+    """
     pixels = [(SIDE // COARSE) ** 2, SIDE**2]
     cell_steps = sum(n * size for n, size in zip(steps, pixels, strict=True))
-    rounds = multiply_adds(*CASES[rule]) / LANES / loop.multiplies
+    rounds = multiply_adds(*CASES[rule]) / width / loop.multiplies
     others = max(count - rounds * len(loop.body), 0.0)
     speed = board.hertz * THREADS / (cell_steps * FIRE_RATE)
     traffic = 2 * cell_steps * CASES[rule][1] * 4  # bytes of float32
@@ -65,14 +69,16 @@ def main() -> int:
 
     loops = lane_loops(disassembled(arguments.objdump, arguments.object))
     loop = max(loops, key=lambda loop: (loop.multiplies, -len(loop.body)))  # that of a full panel
+    width = lanes(arguments.compiler)
+    boards = [board for board in BOARDS if width == 4 or board.core in HALF_CORES]
     mca, counts = find_mca(), json.loads(KEPT.read_text())[arguments.compiler]
     print(f"modelled, not measured: {SIDE} x {SIDE}, {THREADS} threads, {arguments.compiler}; seconds")
-    print(f"{'rule':24} {'steps':>7}" + "".join(f"{board.name:>18}" for board in BOARDS))
+    print(f"{'rule':24} {'steps':>7}" + "".join(f"{board.name:>18}" for board in boards))
     for rule, *steps in RUNS:
         columns = ""
-        for board in BOARDS:
+        for board in boards:
             taken = cycles(mca, loop.body, CORES[board.core])
-            low, high = seconds(board, rule, (steps[0], steps[1]), loop, taken, counts[rule])
+            low, high = seconds(board, rule, (steps[0], steps[1]), loop, taken, counts[rule], width)
             columns += f"{f'{low:.2f} to {high:.2f}':>18}"
         print(f"{rule:24} {f'{steps[0]} + {steps[1]}':>7}{columns}")
     return 0

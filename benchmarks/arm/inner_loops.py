@@ -25,9 +25,12 @@ from typing import NamedTuple
 CORES = {"A53": "cortex-a53", "A72": "cortex-a72", "A76": "neoverse-n1"}
 REQUIRED = {"A72": 0.8, "A76": 0.8}
 ITERATIONS = 200
-MULTIPLY = re.compile(r"fmla\s+v\d+\.4s")
+HALF_CORES = {"A76": CORES["A76"]}  # that have arithmetic in half precision
+MULTIPLY = re.compile(r"fmla\s+v\d+\.(4s|8h)")
+LAST_LANE = re.compile(r"fmla\s+v\d+\.(4s, .*\.s\[3\]|8h, .*\.h\[7\])$")
 BRANCH = re.compile(r"(b\.\w+|b|cbn?z\s.*,|tbn?z\s.*,)\s+([0-9a-f]+) <")
 PEAK = [f"fmla v{i}.4s, v30.4s, v31.s[0]" for i in range(24)]
+HALF_PEAK = [f"fmla v{i % 14 + 16}.8h, v31.8h, v15.h[0]" for i in range(28)]
 
 
 class Loop(NamedTuple):
@@ -68,12 +71,12 @@ def innermost_loops(lines: list[tuple[int, str]]) -> list[list[str]]:
 
 
 def lane_loops(listing: str) -> list[Loop]:
-    """The loops over four inputs: those that multiply by the last of four lanes."""
+    """The loops over a register of inputs: those that multiply by the last of its lanes."""
     found = []
     for function, lines in functions(listing).items():
         name = re.search(r"(\w+(<[\d, ]+>)?)\(", function.replace("(anonymous namespace)", ""))
         for body in innermost_loops(lines):
-            if any(MULTIPLY.match(line) and line.endswith(".s[3]") for line in body):
+            if any(LAST_LANE.match(line) for line in body):
                 found.append(Loop(name[1] if name else function, body))
     return found
 
@@ -114,12 +117,14 @@ def main() -> int:
     loops = lane_loops(disassembled(arguments.objdump, arguments.object))
 
     full = max(loop.multiplies for loop in loops)
-    peaks = {name: len(PEAK) / cycles(mca, PEAK, core) for name, core in CORES.items()}
+    half = any(".8h" in line for loop in loops for line in loop.body if MULTIPLY.match(line))
+    cores, peak = (HALF_CORES, HALF_PEAK) if half else (CORES, PEAK)
+    peaks = {name: len(peak) / cycles(mca, peak, core) for name, core in cores.items()}
     low = []
-    print(f"{'loop':20} {'multiplies':>10} {'instructions':>12}  " + "".join(f"{name:>18}" for name in CORES))
+    print(f"{'loop':20} {'multiplies':>10} {'instructions':>12}  " + "".join(f"{name:>18}" for name in cores))
     for loop in loops:
         columns = ""
-        for name, core in CORES.items():
+        for name, core in cores.items():
             taken = cycles(mca, loop.body, core)
             fraction = loop.multiplies / taken / peaks[name]
             columns += f"{f'{taken:.1f} cycles {fraction:4.0%}':>18}"

@@ -2,6 +2,7 @@
 
 #include <new>
 #include <stdexcept>
+#include <string>
 
 #include "../dispatch.hpp"
 #include "../parallel.hpp"
@@ -21,6 +22,10 @@ const Kernels& active_kernels() {
     if (!kernels)
         throw std::invalid_argument(
             "the environment variable PYNCA_ISA names no instruction set of this CPU");
+    if (kernels->pack)
+        throw std::invalid_argument(std::string("the instruction set is ") + kernels->name +
+                                    ", which computes in half precision; gradients and training are float32 "
+                                    "only: choose another with PYNCA_ISA");
     return *kernels;
 }
 

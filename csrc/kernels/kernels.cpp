@@ -2,6 +2,7 @@
 //
 // A result does not depend on the instruction set as long as it has fused multiply-add: every output of a
 // product is one chain in ascending k, and everything else is elementwise with a fixed order of operations.
+// neon_half is the exception, for those who ask for it: its products are in half precision.
 // This file includes intrinsics and <cstdint> only, and exports nothing but its table.
 
 #include "kernels.hpp"
@@ -17,6 +18,9 @@ constexpr int kCells = 6; // in a tile
 #if defined(NCA_ISA_AVX512)
 constexpr int kPanelVectors = 4;
 constexpr int kOuterRows = 8, kOuterVectors = 3;
+#elif defined(NCA_ISA_NEON_HALF)
+constexpr int kPanelVectors = 4; // inputs are narrowed once a panel
+constexpr int kOuterRows = 4, kOuterVectors = 3;
 #else
 constexpr int kPanelVectors = 2;
 constexpr int kOuterRows = 4, kOuterVectors = 3;
@@ -49,6 +53,57 @@ template <int R> struct Even {
     // register.
     NCA_INLINE void refresh() { __asm__("" : "+r"(stride)); }
 };
+
+#if defined(NCA_ISA_NEON_HALF)
+
+// Inputs whose products are summed in half precision. Each such sum is added to one in float32, so that
+// rounding errors do not grow with the number of inputs.
+constexpr int kChain = 64;
+
+// Adds `length` inputs times weights to the sums of R cells and returns where the next weights stand.
+template <int R, int V, class In>
+NCA_INLINE const Weight* accumulate(Vector (&sums)[R][V * kParts], In in, int length, const Weight* weights) {
+    for (int k = 0; k < length;) {
+        const int end = length - k < kChain ? length : k + kChain;
+        Weights chains[R][V];
+        NCA_UNROLL for (int i = 0; i < R; ++i) NCA_UNROLL for (int v = 0; v < V; ++v) chains[i][v] =
+            spread(0.0f);
+        for (; k + 8 <= end; k += 8, weights += 8 * V * kOutputs) {
+            in.refresh();
+            Weights eight[R];
+            NCA_UNROLL for (int i = 0; i < R; ++i) eight[i] =
+                narrow(load<Vector>(in.at(i, k)), load<Vector>(in.at(i, k + 4)));
+#define NCA_LANE(lane)                                                                                       \
+    NCA_UNROLL for (int v = 0; v < V; ++v) {                                                                 \
+        const Weights w = vld1q_f16(weights + (lane * V + v) * kOutputs);                                    \
+        NCA_UNROLL for (int i = 0; i < R; ++i) chains[i][v] =                                                \
+            multiply_add_lane<lane>(w, eight[i], chains[i][v]);                                              \
+    }
+            NCA_LANE(0)
+            NCA_LANE(1)
+            NCA_LANE(2)
+            NCA_LANE(3)
+            NCA_LANE(4)
+            NCA_LANE(5)
+            NCA_LANE(6)
+            NCA_LANE(7)
+#undef NCA_LANE
+        }
+        for (; k < end; ++k, weights += V * kOutputs)
+            NCA_UNROLL for (int i = 0; i < R; ++i) {
+                const Weights x = spread(*in.at(i, k));
+                NCA_UNROLL for (int v = 0; v < V; ++v) chains[i][v] =
+                    multiply_add(x, vld1q_f16(weights + v * kOutputs), chains[i][v]);
+            }
+        NCA_UNROLL for (int i = 0; i < R; ++i) NCA_UNROLL for (int v = 0; v < V; ++v) {
+            sums[i][2 * v] += vcvt_f32_f16(vget_low_f16(chains[i][v]));
+            sums[i][2 * v + 1] += vcvt_high_f32_f16(chains[i][v]);
+        }
+    }
+    return weights;
+}
+
+#else
 
 // Adds in(i)[k] * weights for one k to the sums.
 template <int R, int V, class In>
@@ -91,16 +146,29 @@ NCA_INLINE const float* accumulate(Vector (&sums)[R][V], In in, int length, cons
     return weights;
 }
 
-// One panel of V registers for R cells, the first of them number `first`.
+#endif
+
+// What the ReLU makes of what is below 0. In half precision a sum may have passed the least finite number on
+// its way, and be above 0 in truth: minus infinity becomes NaN, so that it shows.
+NCA_INLINE Vector below_zero([[maybe_unused]] Vector sum) {
+#if defined(NCA_ISA_NEON_HALF)
+    return sum * 0.0f;
+#else
+    return Vector{};
+#endif
+}
+
+// One panel of V registers of weights for R cells, the first of them number `first`.
 template <int R, int V>
-NCA_INLINE void tile(const Segment* segments, int segment_count, int first, const float* panel,
+NCA_INLINE void tile(const Segment* segments, int segment_count, int first, const Weight* panel,
                      const After& after, float* out, int64_t stride) {
-    Vector sums[R][V];
-    NCA_UNROLL for (int v = 0; v < V; ++v) {
-        const Vector bias = load<Vector>(panel + v * kWidth);
+    constexpr int kVectors = V * kParts;
+    Vector sums[R][kVectors];
+    NCA_UNROLL for (int v = 0; v < kVectors; ++v) {
+        const Vector bias = widen(panel + v * kWidth);
         NCA_UNROLL for (int i = 0; i < R; ++i) sums[i][v] = bias;
     }
-    const float* weights = panel + V * kWidth;
+    const Weight* weights = panel + V * kOutputs;
     for (const Segment* s = segments; s < segments + segment_count; ++s) {
         if (R > kCells && s->stride)
             weights = accumulate<R, V>(sums, Even<R>(s->rows[first], s->stride), s->length, weights);
@@ -110,20 +178,20 @@ NCA_INLINE void tile(const Segment* segments, int segment_count, int first, cons
     out += first * stride;
     // what is not below or not above 0 stays, so that NaN shows, on every instruction set alike
     if (after.kind == After::relu) {
-        NCA_UNROLL for (int i = 0; i < R; ++i) NCA_UNROLL for (int v = 0; v < V; ++v) sums[i][v] =
-            sums[i][v] < 0.0f ? Vector{} : sums[i][v];
+        NCA_UNROLL for (int i = 0; i < R; ++i) NCA_UNROLL for (int v = 0; v < kVectors; ++v) sums[i][v] =
+            sums[i][v] < 0.0f ? below_zero(sums[i][v]) : sums[i][v];
     } else if (after.kind == After::gate) {
         const float* gates = after.gates + first * stride;
-        NCA_UNROLL for (int i = 0; i < R; ++i) NCA_UNROLL for (int v = 0; v < V; ++v) sums[i][v] =
+        NCA_UNROLL for (int i = 0; i < R; ++i) NCA_UNROLL for (int v = 0; v < kVectors; ++v) sums[i][v] =
             load<Vector>(gates + i * stride + v * kWidth) > 0.0f ? sums[i][v] : Vector{};
     }
-    NCA_UNROLL for (int i = 0; i < R; ++i) NCA_UNROLL for (int v = 0; v < V; ++v)
+    NCA_UNROLL for (int i = 0; i < R; ++i) NCA_UNROLL for (int v = 0; v < kVectors; ++v)
         store(out + i * stride + v * kWidth, sums[i][v]);
 }
 
-// One panel of V registers for all tiles.
+// One panel of V registers of weights for all tiles.
 template <int V>
-void panel_product(const Segment* segments, int segment_count, int tiles, const float* panel,
+void panel_product(const Segment* segments, int segment_count, int tiles, const Weight* panel,
                    const After& after, float* out, int stride) {
     int cell = 0;
     // two tiles together where one would be too few chains
@@ -135,14 +203,14 @@ void panel_product(const Segment* segments, int segment_count, int tiles, const 
 
 void product(const Segment* segments, int segment_count, int tiles, const Panels& panels, const After& after,
              float* out, int out_stride) {
-    const float* panel = panels.data;
+    const auto* panel = (const Weight*)panels.data;
     for (int n = 0; n < panels.outputs;) {
-        const int left = (panels.outputs - n) / kWidth;
+        const int left = (panels.outputs - n) / kOutputs;
         const int vectors = left < kPanelVectors ? left : kPanelVectors;
         auto run = panel_product<1>;
         if (vectors == 2)
             run = panel_product<2>;
-#if defined(NCA_ISA_AVX512)
+#if defined(NCA_ISA_AVX512) || defined(NCA_ISA_NEON_HALF)
         if (vectors == 3)
             run = panel_product<3>;
         if (vectors == 4)
@@ -150,10 +218,22 @@ void product(const Segment* segments, int segment_count, int tiles, const Panels
 #endif
         const After part = {after.kind, after.gates ? after.gates + n : nullptr};
         run(segments, segment_count, tiles, panel, part, out + n, out_stride);
-        panel += (panels.depth + 1) * vectors * kWidth;
-        n += vectors * kWidth;
+        panel += (panels.depth + 1) * vectors * kOutputs;
+        n += vectors * kOutputs;
     }
 }
+
+#if defined(NCA_ISA_NEON_HALF)
+// Ascending: what is written stands where everything has been read.
+void pack(float* weights, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) {
+        const auto half = (Weight)weights[i];
+        __builtin_memcpy((char*)weights + i * (int64_t)sizeof half, &half, sizeof half);
+    }
+}
+#else
+constexpr void (*pack)(float*, int64_t) = nullptr;
+#endif
 
 // Calls part(T{}, c) for channels c.. in registers, then in quads, then one by one.
 template <class Part> NCA_INLINE void each_part(int channels, const Part& part) {
@@ -308,10 +388,10 @@ void fire(const FireRow& row, int width, uint8_t* mask) {
 }
 
 void burst(int rounds, float* out) {
-    const Vector factor = broadcast(out[0]), term = broadcast(out[1]);
-    Vector chains[kBurst];
+    const Weights factor = spread(out[0]), term = spread(out[1]);
+    Weights chains[kBurst];
     for (int i = 0; i < kBurst; ++i)
-        chains[i] = broadcast(out[2]);
+        chains[i] = spread(out[2]);
     for (int round = 0; round < rounds; ++round)
         for (int i = 0; i < kBurst; ++i)
             chains[i] = multiply_add(chains[i], factor, term);
@@ -326,7 +406,7 @@ void burst(int rounds, float* out) {
 } // namespace
 
 extern const Kernels kernels;
-const Kernels kernels = {NCA_STRING(NCA_ISA), kCells, kWidth, kPanelVectors, product, gather, sobel,
-                         spread_sobel,        add,    outer,  fire,          burst};
+const Kernels kernels = {NCA_STRING(NCA_ISA), kCells, kOutputs, kPanelVectors, product, gather, sobel,
+                         spread_sobel,        add,    outer,    fire,          burst,   pack};
 
 } // namespace nca::NCA_ISA

@@ -16,9 +16,9 @@ struct Segment {
 // Weights of one product, packed: panels of up to Kernels::panel_vectors registers of outputs, one after the
 // other. A panel is its biases, then for every input k its outputs' weights. Unused outputs are zero.
 struct Panels {
-    const float* data;
-    int depth;   // inputs
-    int outputs; // outputs rounded up to whole registers: the stride of a result row
+    const float* data; // after Kernels::pack, where there is one
+    int depth;         // inputs
+    int outputs;       // outputs rounded up to whole registers: the stride of a result row
 };
 
 // What becomes of the sums of a product.
@@ -37,11 +37,12 @@ struct FireRow {
 struct Kernels {
     const char* name;
     int cells;         // cells in a tile
-    int width;         // floats in a register
+    int width;         // weights in a register
     int panel_vectors; // registers in a full panel
 
-    // out[i][n] = bias[n] + sum over k of in[i][k] * weight[k][n], one chain of multiply-adds in ascending k,
-    // for tiles * cells cells; out has out_stride floats a cell, and room for whole registers.
+    // out[i][n] = bias[n] + sum over k of in[i][k] * weight[k][n], one chain of multiply-adds in ascending k
+    // (in half precision: several, in a fixed order), for tiles * cells cells; out has out_stride floats a
+    // cell, and room for whole registers.
     void (*product)(const Segment* segments, int segment_count, int tiles, const Panels& panels,
                     const After& after, float* out, int out_stride);
 
@@ -69,6 +70,9 @@ struct Kernels {
 
     // Multiply-adds in registers alone, `rounds` times kBurst * width: what this CPU can do at most.
     void (*burst)(int rounds, float* out);
+
+    // Half precision only, else null: makes `count` weights of panels, in place, what product reads.
+    void (*pack)(float* weights, int64_t count);
 };
 
 constexpr int kBurst = 12; // chains of multiply-adds in a burst

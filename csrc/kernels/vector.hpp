@@ -5,6 +5,10 @@
 
 #include <cstdint>
 
+#if defined(NCA_ISA_NEON_HALF)
+#define NCA_ISA_NEON // all but the products
+#endif
+
 #if defined(NCA_ISA_AVX2) || defined(NCA_ISA_AVX512)
 #include <immintrin.h>
 #elif defined(NCA_ISA_NEON)
@@ -73,6 +77,56 @@ inline Vector broadcast(float x) {
     return Vector{x, x, x, x};
 #endif
 }
+
+// What a product reads and sums: a weight, a register of weights, and how many registers of floats hold as
+// many.
+#if defined(NCA_ISA_NEON_HALF)
+
+typedef float16_t Weight;
+typedef float16x8_t Weights;
+constexpr int kParts = 2;
+
+// Rounded to nearest; what is beyond 65504 becomes infinite.
+inline Weights narrow(Vector low, Vector high) {
+    return vcvt_high_f16_f32(vcvt_f16_f32(low), high);
+}
+
+inline Vector widen(const Weight* p) {
+    return vcvt_f32_f16(vld1_f16(p));
+}
+
+inline Weights spread(float x) {
+    return vdupq_n_f16((Weight)x);
+}
+
+inline Weights multiply_add(Weights a, Weights b, Weights c) {
+    return vfmaq_f16(c, a, b);
+}
+
+// a * b[lane] + c. Not vfmaq_laneq_f16, for which GCC copies lanes that are used twice into registers of
+// their own. Only the lower sixteen registers give lanes (x).
+template <int lane> inline Weights multiply_add_lane(Weights a, Weights b, Weights c) {
+    __asm__("fmla %0.8h, %1.8h, %2.h[%c3]" : "+w"(c) : "w"(a), "x"(b), "i"(lane));
+    return c;
+}
+
+#else
+
+typedef float Weight;
+typedef Vector Weights;
+constexpr int kParts = 1;
+
+inline Vector widen(const Weight* p) {
+    return load<Vector>(p);
+}
+
+inline Weights spread(float x) {
+    return broadcast(x);
+}
+
+#endif
+
+constexpr int kOutputs = kWidth * kParts; // in a register of weights
 
 // The 64-bit products of the lower 32 bits of each lane with a constant.
 inline Words multiply_wide(Words a, uint32_t b) {
