@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import pytest
+
 import training_step
 from measure import Measure
 from pynca.training.fit import Recipe
 
 
-def test_training_step(measure: Measure, threads: int, on: str) -> None:
-    recipe = Recipe()
+# The bundled model's, and the papers'
+CHANNELS = [16, 32]
+
+
+@pytest.mark.parametrize("channels", CHANNELS)
+def test_training_step(measure: Measure, channels: int, threads: int, on: str) -> None:
+    recipe = Recipe(channels=channels)
     problem = training_step.problem(recipe)
     step, _ = training_step.with_pynca(recipe, problem, threads)
     updates = sum(int(masks.sum()) for masks in problem["masks"])  # forward; nothing is counted for the gradient

@@ -43,9 +43,10 @@ def test_peer(measure: Measure, peer: str, rule: str, size: int, steps: int, thr
     )
 
 
-def test_training_step(measure: Measure, threads: int, on: str) -> None:
+@pytest.mark.parametrize("channels", [16, 32])
+def test_training_step(measure: Measure, channels: int, threads: int, on: str) -> None:
     pytest.importorskip("torch", reason="torch is not installed")
-    recipe = Recipe()
+    recipe = Recipe(channels=channels)
     training_step.compare(recipe, threads)
     problem = training_step.problem(recipe)
     theirs, _ = training_step.with_torch(recipe, problem, threads)
