@@ -9,11 +9,7 @@ from measure import Measure
 from pynca.training.fit import Recipe
 
 
-# The bundled model's, and the papers'
-CHANNELS = [16, 32]
-
-
-@pytest.mark.parametrize("channels", CHANNELS)
+@pytest.mark.parametrize("channels", [16, 32])  # the bundled model's, and the papers'
 def test_training_step(measure: Measure, channels: int, threads: int, on: str) -> None:
     recipe = Recipe(channels=channels)
     problem = training_step.problem(recipe)
