@@ -97,39 +97,37 @@ class Field {
           width_(width), stride_(static_cast<size_t>(width + 2 * rule.radius) * rule.channels),
           data_(stride_ * (height + 2 * rule.radius)) {}
 
-    float* at(int y, int x) const {
+    float* at(int y, int x) {
         return data_.data() + (y + radius_) * stride_ + static_cast<std::ptrdiff_t>(x + radius_) * channels_;
     }
     size_t size() const { return stride_ * (height_ + 2 * radius_); }
     const float* data() const { return data_.data(); }
 
-    void read(const float* image) const {
+    void read(const float* image) {
         for (int y = 0; y < height_; ++y, image += static_cast<size_t>(width_) * channels_)
             std::copy_n(image, static_cast<size_t>(width_) * channels_, at(y, 0));
     }
-    void write(float* image) const {
+    void write(float* image) {
         for (int y = 0; y < height_; ++y, image += static_cast<size_t>(width_) * channels_)
             std::copy_n(at(y, 0), static_cast<size_t>(width_) * channels_, image);
     }
 
     // Gives what the margin holds to the cells that stand for it, and empties it.
-    void fold() const {
-        for (int k = 1; k <= radius_; ++k) {
-            fold_row(-k);
-            fold_row(height_ - 1 + k);
-        }
+    void fold() {
+        for (int k = 1; k <= radius_; ++k)
+            for (const int y : {-k, height_ - 1 + k}) {
+                const int row = inside(padding_, y, height_);
+                move(at(y, -radius_), stride_, row < 0 ? nullptr : at(row, -radius_));
+            }
         for (int y = 0; y < height_; ++y)
             for (int k = 1; k <= radius_; ++k)
-                for (const int x : {-k, width_ - 1 + k})
-                    move(at(y, x), channels_,
-                         inside(padding_, x, width_) < 0 ? nullptr : at(y, inside(padding_, x, width_)));
+                for (const int x : {-k, width_ - 1 + k}) {
+                    const int column = inside(padding_, x, width_);
+                    move(at(y, x), channels_, column < 0 ? nullptr : at(y, column));
+                }
     }
 
   private:
-    void fold_row(int y) const {
-        const int row = inside(padding_, y, height_);
-        move(at(y, -radius_), stride_, row < 0 ? nullptr : at(row, -radius_));
-    }
     static void move(float* from, size_t count, float* to) {
         for (size_t i = 0; i < count; ++i) {
             if (to)
@@ -256,8 +254,8 @@ class Backprop {
     Rows seen_;            // gradient of [state, perceived]; pointers at perceived
     Rows spread_;          // what it gives to the neighbours
     Buffer ones_;
-    std::vector<float*> cells_,
-        patches_; // where the block's cells and the rows of their neighbours are in the field
+    // Where the block's cells and the rows of their neighbours are in the field.
+    std::vector<float*> cells_, patches_;
 };
 
 void write(const RuleWeights& w, const Slot& sums, const WeightGradients& out) {
