@@ -1,0 +1,69 @@
+"""The `pynca` command: parses, calls the package, prints. One file a command.
+
+Exit codes: 0 done, 1 a case failed or was refused, 2 wrong use, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import NoReturn
+
+from . import demo, evaluate, importing, info, segment, train
+from .common import DONE, FAILED, INTERRUPTED, WRONG_USE, WrongUse, fail, print_warning, silence
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    try:
+        try:
+            if isinstance(sys.stdout, io.TextIOWrapper):  # names of files can hold bytes that are no text
+                sys.stdout.reconfigure(errors="backslashreplace")
+            arguments = _parser().parse_args(argv)
+            warnings.showwarning = print_warning
+            code: int = arguments.run(arguments)
+            return code
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except BrokenPipeError:  # the reader of our output has gone: `pynca info | head -1`
+        silence()
+        return DONE
+    except WrongUse as error:
+        return fail(error, WRONG_USE)
+    except (ValueError, TypeError, OSError, MemoryError) as error:
+        return fail(error, FAILED)
+    except KeyboardInterrupt:
+        return fail("interrupted", INTERRUPTED)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="pynca",
+        description="Segment medical images with Neural Cellular Automata (Med-NCA), on any CPU.",
+        epilog="Exit codes: 0 done, 1 a file failed, 2 wrong use, 130 interrupted.",
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for command in (segment, info, importing, demo, evaluate, train):
+        command.add(commands)
+    return parser
+
+
+class _Version(argparse.Action):
+    """Print the version; the core that knows it is loaded only when it is asked for."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: object,
+        option_string: str | None = None,
+    ) -> NoReturn:
+        from .. import __version__
+
+        print(f"pynca {__version__}")
+        parser.exit(DONE)

@@ -1,0 +1,7 @@
+"""`python -m pynca.cli`, the same as `pynca`."""
+
+import sys
+
+from . import main
+
+sys.exit(main())

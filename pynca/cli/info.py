@@ -1,0 +1,70 @@
+"""`pynca info`: what a model file says of itself, or this installation."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .common import DONE, WrongUse, check_model, plain, show
+
+if TYPE_CHECKING:
+    from ..model import Model
+    from .common import Commands
+
+
+def add(commands: Commands) -> None:
+    """Add the command."""
+    command = commands.add_parser(
+        "info",
+        help="describe a model file, or this installation",
+        description="Print what a model file says of itself; without MODEL, the version, instruction set and threads.",
+    )
+    command.add_argument(
+        "model", metavar="MODEL", type=Path, nargs="?", help="a bundled model or a model file (.safetensors)"
+    )
+    command.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command and return its exit code."""
+    from ..config import show_config
+    from ..model import load_model
+
+    if arguments.model is None:
+        try:
+            show_config()
+        except ValueError as error:  # an environment variable
+            raise WrongUse(str(error)) from None
+        return DONE
+    check_model(arguments.model)
+    show(_described(load_model(arguments.model)))
+    return DONE
+
+
+def _described(model: Model) -> str:
+    preparation, card = model.preparation, model.card
+    rows = {
+        "name": card.name,
+        "description": card.description,
+        "labels": ", ".join(f"{value} = {name}" for value, name in model.labels.items()),
+        "input": f"{model.input_channels} channel, axes towards {preparation.orientation}, sliced along axis "
+        f"{preparation.axis}, {' x '.join(f'{mm:g}' for mm in preparation.spacing)} mm, slices stretched to "
+        f"{preparation.size[0]} x {preparation.size[1]}",
+        "threshold": f"{model.threshold:g}",
+        "parameters": f"{model.parameters}",
+    }
+    for n, level in enumerate(model.levels):
+        rule = level.rule
+        rows[f"level {n}"] = (
+            f"scale {level.scale}, {level.steps} steps, {rule.perception} {rule.kernel_size}x{rule.kernel_size}, "
+            f"{rule.channels} channels, hidden {rule.hidden}, fire rate {rule.fire_rate:g}, {rule.padding} padding"
+        )
+    rows |= {
+        "licence": card.licence,
+        "training data": card.training_data,
+        "citation": card.citation,
+        "accuracy": card.accuracy,
+        "source": card.source,
+    }
+    return "\n".join(f"{name:14} {plain(value) or 'not stated'}" for name, value in rows.items())
