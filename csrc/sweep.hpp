@@ -56,7 +56,8 @@ class Sweep {
     int fill_band(int y, int step);      // lists firing cells; returns the row after the band
     int cells() const { return cells_; } // in the band
     int block() const { return block_; } // most cells of one call of hide
-    int hide(int begin, int end);        // perceives and computes the hidden layer; returns the tiles
+    int most_cells() const { return static_cast<int>(columns_.size()); } // of any band
+    int hide(int begin, int end); // perceives and computes the hidden layer; returns the tiles
 
     // What hide has left of the cells of the block: the rows of their neighbours, [state, perceived], hidden
     // layer.

@@ -158,6 +158,47 @@ def test_operations_by_finite_differences(operation: str) -> None:
     assert_slope(value, start, leaf.gradient, 1e-2)
 
 
+@pytest.mark.parametrize("injected", [True, False])
+@pytest.mark.parametrize(
+    ("kind", "padding", "kernel_size"), [("sobel", "zero", 3), ("conv", "reflect", 3), ("conv", "zero", 5)]
+)
+def test_what_cannot_reach_the_wanted_cells_is_left_out(
+    kind: str, padding: str, kernel_size: int, injected: bool
+) -> None:
+    """What is wanted keeps its bits; gradients are the same sums, in another order."""
+    random = np.random.default_rng(8)
+    rule = random_rule(kind, 6, 20, padding=padding, kernel_size=kernel_size)
+    start = random.normal(size=(3, 24, 20, 6)).astype(np.float32)
+    corners, size = np.array([[0, 0], [9, 7], [18, 15]]), (6, 5)
+    masks = (random.random((4, 3, 24, 20)) < 0.5).astype(np.uint8) if injected else None
+    wanted = np.zeros((3, 24, 20), np.uint8)
+    for n, (y, x) in enumerate(corners):
+        wanted[n, y : y + size[0], x : x + size[1]] = 1
+    target = (random.random((3, *size, 6)) < 0.4).astype(np.float32)
+    results = []
+    for some in (None, wanted):
+        weights, first = tape.Weights(rule), tape.Node(start)
+        last = tape.nca(weights, first, 4, masks=masks, seed=3, wanted=some)
+        seen = tape.crop(last, corners, size)
+        tape.loss("bce", seen, target).backward()
+        assert first.gradient is not None
+        results.append((last.value, seen.value, first.gradient, weights.gradients))
+    whole, part = results
+    np.testing.assert_array_equal(part[1], whole[1])
+    for name, gradient in (whole[3] | {"state": whole[2]}).items():
+        np.testing.assert_allclose(
+            (part[3] | {"state": part[2]})[name], gradient, atol=1e-6 * np.abs(gradient).max(), err_msg=name
+        )
+    assert (part[0][0, -6:, -6:] == start[0, -6:, -6:]).all()  # far away from the first member's patch nothing was done
+    assert (whole[0][0, -6:, -6:, 1:] != start[0, -6:, -6:, 1:]).any()
+
+
+def test_wanted_must_fit_the_state() -> None:
+    rule, start = random_rule("conv", 6, 9), tape.Node(np.zeros((2, 8, 8, 6), np.float32))
+    with pytest.raises(ValueError, match="wanted must be"):
+        tape.nca(tape.Weights(rule), start, 2, wanted=np.zeros((2, 8, 7), np.uint8))
+
+
 # --- the same bits --------------------------------------------------------------------------------------
 
 

@@ -29,7 +29,7 @@ class Rollout {
   public:
     Rollout(const std::string& perception, const std::string& padding, int input_channels, double fire_rate,
             Weights weights, const Floats& state, int steps, std::optional<Bytes> masks, uint64_t seed,
-            int level, Numbers samples, Numbers slices, int threads)
+            int level, Numbers samples, Numbers slices, const std::optional<Bytes>& wanted, int threads)
         : weights_(std::move(weights)), masks_(std::move(masks)), samples_(std::move(samples)),
           slices_(std::move(slices)), steps_(steps), threads_(threads) {
         if (state.ndim() != 4)
@@ -40,8 +40,16 @@ class Rollout {
         states_ = Floats({static_cast<py::ssize_t>(steps) + 1, shape[0], shape[1], shape[2], shape[3]});
         std::copy_n(state.data(), state.size(), states_.mutable_data());
         fire_ = {masks_ ? masks_->data() : nullptr, seed, level, samples_.data(), slices_.data()};
+        if (wanted && (wanted->ndim() != 3 || !std::equal(shape, shape + 3, wanted->shape())))
+            throw std::invalid_argument("wanted must be (N, H, W)");
         float* states = states_.mutable_data();
         const py::gil_scoped_release release;
+        if (wanted) {
+            reaching_.resize(static_cast<size_t>(steps) * wanted->size());
+            nca::reaching_masks(reaching_.data(), wanted->data(), rule_, count(), height(), width(), steps_,
+                                fire_);
+            fire_.masks = reaching_.data();
+        }
         nca::rollout(rule_, states, count(), height(), width(), steps_, fire_, threads_);
     }
 
@@ -121,6 +129,7 @@ class Rollout {
     Weights weights_;
     std::optional<Bytes> masks_;
     Numbers samples_, slices_;
+    std::vector<uint8_t> reaching_; // fire masks of the cells that matter, where not all are wanted
     int steps_, threads_;
     nca::RuleWeights rule_{};
     nca::Fire fire_{};
@@ -137,10 +146,12 @@ PYBIND11_MODULE(_gradient, module) {
     py::class_<Rollout>(module, "Rollout",
                         "Steps of a rule on a batch of states, remembered for the gradient.")
         .def(py::init<const std::string&, const std::string&, int, double, Weights, const Floats&, int,
-                      std::optional<Bytes>, uint64_t, int, Numbers, Numbers, int>(),
+                      std::optional<Bytes>, uint64_t, int, Numbers, Numbers, const std::optional<Bytes>&,
+                      int>(),
              py::arg("perception"), py::arg("padding"), py::arg("input_channels"), py::arg("fire_rate"),
              py::arg("weights"), py::arg("state").noconvert(), py::arg("steps"), py::arg("masks"),
-             py::arg("seed"), py::arg("level"), py::arg("samples"), py::arg("slices"), py::arg("threads"))
+             py::arg("seed"), py::arg("level"), py::arg("samples"), py::arg("slices"), py::arg("wanted"),
+             py::arg("threads"))
         .def_property_readonly("final_state", &Rollout::final_state, "The last state, (N, H, W, C).")
         .def("backward", &Rollout::backward, py::arg("gradient").noconvert(),
              "Gradients of the weights and of the first state, given that of the last state.");

@@ -18,6 +18,7 @@ class Rollout:
         level: int,
         samples: NDArray[np.uint32],
         slices: NDArray[np.uint32],
+        wanted: NDArray[np.uint8] | None,
         threads: int,
     ) -> None: ...
     @property

@@ -162,9 +162,15 @@ def loss_and_gradients(
     small = shrink_linear(images, recipe.scale)
     start = np.zeros((*small.shape, recipe.channels), np.float32)
     start[..., 0] = small
-    state = tape.nca(coarse, tape.Node(start), recipe.steps[0], masks=masks[0], seed=seed, level=0, threads=threads)
-    state = tape.crop(state, places // recipe.scale, (recipe.patch[0] // recipe.scale, recipe.patch[1] // recipe.scale))
-    state = tape.channels(tape.upsample(state, recipe.scale), 1, recipe.channels)
+    corners, size = places // recipe.scale, (recipe.patch[0] // recipe.scale, recipe.patch[1] // recipe.scale)
+    wanted = np.zeros(small.shape, np.uint8)
+    for seen, (y, x) in zip(wanted, corners.tolist(), strict=True):
+        seen[y : y + size[0], x : x + size[1]] = 1
+    state = tape.nca(
+        coarse, tape.Node(start), recipe.steps[0], masks=masks[0], seed=seed, level=0, wanted=wanted, threads=threads
+    )
+    state = tape.channels(tape.crop(state, corners, size), 1, recipe.channels)
+    state = tape.upsample(state, recipe.scale)
     image = tape.Node(cut(images, places, recipe.patch)[..., None])
     state = tape.concatenate([image, state])
     state = tape.nca(fine, state, recipe.steps[1], masks=masks[1], seed=seed, level=1, threads=threads)

@@ -18,40 +18,36 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from .elementary import Doubles, sigmoid, softplus
+from .elementary import Doubles, sigmoid, sigmoid_and_softplus
 
 Loss = Callable[[Doubles, Doubles], tuple[float, Doubles]]
 
 
 def dice(x: Doubles, t: Doubles) -> tuple[float, Doubles]:
     """Return 1 - the smoothed soft Dice of the whole batch, and its gradient."""
-    p = sigmoid(x)
-    overlap, total = 2.0 * float((p * t).sum()) + 1.0, float(p.sum()) + float(t.sum()) + 1.0
-    return 1.0 - overlap / total, (overlap / total - 2.0 * t) / total * p * (1.0 - p)
+    return _dice(sigmoid(x), t)
 
 
 def bce(x: Doubles, t: Doubles) -> tuple[float, Doubles]:
     """Return the mean binary cross-entropy, and its gradient."""
-    return float((softplus(x) - t * x).mean()), (sigmoid(x) - t) / x.size
+    return _bce(x, t, *sigmoid_and_softplus(x))
 
 
 def focal(x: Doubles, t: Doubles) -> tuple[float, Doubles]:
     """Return the mean focal loss with gamma = 2, and its gradient."""
-    p = sigmoid(x)
-    miss = t * (1.0 - p) + (1.0 - t) * p
-    cross = softplus(x) - t * x
-    gradient = miss * miss * (p - t) + 2.0 * miss * (1.0 - 2.0 * t) * p * (1.0 - p) * cross
-    return float((miss * miss * cross).mean()), gradient / x.size
+    return _focal(x, t, *sigmoid_and_softplus(x))
 
 
 def dice_bce(x: Doubles, t: Doubles) -> tuple[float, Doubles]:
     """Return Dice + BCE, and its gradient."""
-    return _sum(dice(x, t), bce(x, t))
+    p, soft = sigmoid_and_softplus(x)
+    return _sum(_dice(p, t), _bce(x, t, p, soft))
 
 
 def dice_focal(x: Doubles, t: Doubles) -> tuple[float, Doubles]:
     """Return Dice + focal, and its gradient."""
-    return _sum(dice(x, t), focal(x, t))
+    p, soft = sigmoid_and_softplus(x)
+    return _sum(_dice(p, t), _focal(x, t, p, soft))
 
 
 LOSSES: dict[str, Loss] = {"dice": dice, "bce": bce, "dice_bce": dice_bce, "dice_focal": dice_focal}
@@ -68,6 +64,22 @@ def evaluate(name: str, logits: NDArray[np.float32], target: NDArray[np.float32]
         return math.nan, np.zeros_like(logits)
     value, gradient = LOSSES[name](logits.astype(np.float64), target.astype(np.float64))
     return value, gradient.astype(np.float32)
+
+
+def _dice(p: Doubles, t: Doubles) -> tuple[float, Doubles]:
+    overlap, total = 2.0 * float((p * t).sum()) + 1.0, float(p.sum()) + float(t.sum()) + 1.0
+    return 1.0 - overlap / total, (overlap / total - 2.0 * t) / total * p * (1.0 - p)
+
+
+def _bce(x: Doubles, t: Doubles, p: Doubles, soft: Doubles) -> tuple[float, Doubles]:
+    return float((soft - t * x).mean()), (p - t) / x.size
+
+
+def _focal(x: Doubles, t: Doubles, p: Doubles, soft: Doubles) -> tuple[float, Doubles]:
+    miss = t * (1.0 - p) + (1.0 - t) * p
+    cross = soft - t * x
+    gradient = miss * miss * (p - t) + 2.0 * miss * (1.0 - 2.0 * t) * p * (1.0 - p) * cross
+    return float((miss * miss * cross).mean()), gradient / x.size
 
 
 def _sum(a: tuple[float, Doubles], b: tuple[float, Doubles]) -> tuple[float, Doubles]:

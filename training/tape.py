@@ -79,9 +79,14 @@ def nca(
     masks: UInt8Array | None = None,
     seed: int = 0,
     level: int = 0,
+    wanted: UInt8Array | None = None,
     threads: int | None = None,
 ) -> Node:
-    """Run a rule on a state (N, H, W, C); masks are (steps, N, H, W), else drawn with batch member n as sample n."""
+    """Run a rule on a state (N, H, W, C); masks are (steps, N, H, W), else drawn with batch member n as sample n.
+
+    ``wanted`` (N, H, W) is 1 for the cells of the last state that the loss sees; what cannot reach them any more is
+    not computed, and the other cells of the last state mean nothing.
+    """
     rule, count = weights.rule, len(state.value)
     if masks is None and count > _core.MAX_SAMPLES:
         raise ValueError(f"the batch has {count} members; the fire mask tells at most {_core.MAX_SAMPLES} apart")
@@ -98,6 +103,7 @@ def nca(
         level,
         np.arange(count, dtype=np.uint32),
         np.zeros(count, np.uint32),
+        wanted,
         thread_count(threads),
     )
 
@@ -114,7 +120,7 @@ def upsample(state: Node, scale: int) -> Node:
     count, height, width, channels = state.value.shape
 
     def spread(gradient: FloatArray) -> tuple[FloatArray]:
-        return (gradient.reshape(count, height, scale, width, scale, channels).sum(axis=(2, 4)),)
+        return (gradient.reshape(count, height, scale, width, scale, channels).sum(axis=2).sum(axis=3),)
 
     return Node(state.value.repeat(scale, axis=1).repeat(scale, axis=2), (state,), spread)
 
@@ -139,7 +145,7 @@ def concatenate(parts: Sequence[Node]) -> Node:
     return Node(
         np.concatenate([part.value for part in parts], axis=-1),
         parts,
-        lambda gradient: [np.ascontiguousarray(g) for g in np.split(gradient, ends, axis=-1)],
+        lambda gradient: np.split(gradient, ends, axis=-1),
     )
 
 

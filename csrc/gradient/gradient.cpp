@@ -86,7 +86,7 @@ struct Rows {
             pointers[i] = row(i) + offset;
     }
     float* row(int i) const { return data.data() + static_cast<size_t>(i) * stride; }
-    Segment segment(int length) const { return {pointers.data(), length, stride}; }
+    Segment segment(int length, int first = 0) const { return {pointers.data() + first, length, stride}; }
 };
 
 // The gradient of one image's state, with a margin for what cells at the border give to neighbours outside.
@@ -100,8 +100,6 @@ class Field {
     float* at(int y, int x) {
         return data_.data() + (y + radius_) * stride_ + static_cast<std::ptrdiff_t>(x + radius_) * channels_;
     }
-    size_t size() const { return stride_ * (height_ + 2 * radius_); }
-    const float* data() const { return data_.data(); }
 
     void read(const float* image) {
         for (int y = 0; y < height_; ++y, image += static_cast<size_t>(width_) * channels_)
@@ -147,8 +145,9 @@ class Backprop {
   public:
     Backprop(const Rule::Packed& rule, const Transposed& transposed, int height, int width)
         : rule_(rule), kernels_(*rule.kernels), transposed_(transposed), sweep_(rule, width),
-          side_(2 * rule.radius + 1), field_(rule, height, width), before_(field_.size()),
-          change_(sweep_.block(), round_up(rule.channels, kernels_.width)),
+          side_(2 * rule.radius + 1), width_(width), field_(rule, height, width),
+          kept_(static_cast<size_t>(rule.radius) * width * rule.channels), before_(sweep_.most_cells()),
+          changes_(sweep_.most_cells() + kernels_.cells, round_up(rule.channels, kernels_.width)),
           hidden_(sweep_.block(), transposed.fc1.panels().outputs),
           seen_(sweep_.block(), transposed.fc0.panels().outputs, rule.channels),
           spread_(sweep_.block(), conv() ? transposed.perceive.panels().outputs : 9 * rule.channels),
@@ -170,15 +169,36 @@ class Backprop {
     bool conv() const { return rule_.perception == Perception::conv; }
 
     void step(const Image& image, int step, const Slot& slot) {
-        // The gradient that the cells' changes see must not hold what this step adds.
-        std::copy_n(field_.data(), field_.size(), before_.data());
         sweep_.start(image);
+        kept_end_ = 0;
         for (int y = 0; y < image.height;) {
             y = sweep_.fill_band(y, step);
+            take_changes();
+            keep_rows(y, std::min(y + rule_.radius, image.height));
             for (int begin = 0; begin < sweep_.cells(); begin += sweep_.block())
                 block(begin, std::min(begin + sweep_.block(), sweep_.cells()), slot);
         }
         field_.fold();
+    }
+
+    // The gradients of the changes of the band's cells, which must not hold what this step adds.
+    void take_changes() {
+        sweep_.for_each_cell(0, sweep_.cells(), [&](int cell, int y, int x) {
+            before_[cell] = y < kept_end_ ? kept_row(y) + x * rule_.channels : field_.at(y, x);
+        });
+        kernels_.gather(before_.data(), sweep_.cells(), rule_.channels, changes_.row(0), changes_.stride);
+        for (int i = 0; i < sweep_.cells(); ++i)
+            std::fill_n(changes_.row(i), rule_.input_channels, 0.0f); // the image never changes
+    }
+
+    // Keeps the rows behind a band, to which it will add and which later bands must see as they were.
+    void keep_rows(int first, int last) {
+        for (int y = std::max(first, kept_end_); y < last; ++y)
+            std::copy_n(field_.at(y, 0), static_cast<size_t>(width_) * rule_.channels, kept_row(y));
+        kept_end_ = std::max(kept_end_, last);
+    }
+    float* kept_row(int y) {
+        return kept_.data() + static_cast<size_t>(y % rule_.radius) * width_ * rule_.channels;
     }
 
     void block(int begin, int end, const Slot& slot) {
@@ -186,10 +206,12 @@ class Backprop {
         const int tiles = sweep_.hide(begin, end);
         point_at_cells(begin, end);
 
-        outer(change_, channels, sweep_.hidden_rows(), rule_.hidden, cells, slot.fc1);
-        product(change_.segment(channels), tiles, transposed_.fc1, {After::gate, sweep_.hidden()}, hidden_);
+        outer(changes_.row(begin), changes_.stride, channels, sweep_.hidden_rows(), rule_.hidden, cells,
+              slot.fc1);
+        product(changes_.segment(channels, begin), tiles, transposed_.fc1, {After::gate, sweep_.hidden()},
+                hidden_);
 
-        outer(hidden_, rule_.hidden, sweep_.inputs(), 3 * channels, cells, slot.fc0);
+        outer(hidden_.row(0), hidden_.stride, rule_.hidden, sweep_.inputs(), 3 * channels, cells, slot.fc0);
         sum(hidden_.pointers.data(), rule_.hidden, cells, slot.fc0_bias);
         product(hidden_.segment(rule_.hidden), tiles, transposed_.fc0, {}, seen_);
         kernels_.add(cells_.data(), seen_.data.data(), seen_.stride, 0, channels, cells);
@@ -204,7 +226,7 @@ class Backprop {
                          spread_.stride, 0, side_ * channels, cells);
     }
 
-    // Where the gradient of each cell and of its neighbours is, and what of it the change sees.
+    // Where the gradient of each cell and of its neighbours is.
     void point_at_cells(int begin, int end) {
         const int cells = end - begin;
         sweep_.for_each_cell(begin, end, [&](int cell, int y, int x) {
@@ -212,10 +234,6 @@ class Backprop {
             cells_[i] = field_.at(y, x);
             for (int dy = 0; dy < side_; ++dy)
                 patches_[dy * cells + i] = field_.at(y + dy - rule_.radius, x - rule_.radius);
-            const float* before = before_.data() + (cells_[i] - field_.data());
-            std::fill_n(change_.row(i), rule_.input_channels, 0.0f);
-            std::copy(before + rule_.input_channels, before + rule_.channels,
-                      change_.row(i) + rule_.input_channels);
         });
     }
 
@@ -235,9 +253,9 @@ class Backprop {
                  const Rows& out) const {
         kernels_.product(&in, 1, tiles, weights.panels(), after, out.data.data(), out.stride);
     }
-    void outer(const Rows& a, int rows, const float* const* b, int columns, int cells,
+    void outer(const float* a, int a_stride, int rows, const float* const* b, int columns, int cells,
                const Sums& sums) const {
-        kernels_.outer(a.data.data(), a.stride, rows, b, columns, cells, sums.data.data(), sums.stride);
+        kernels_.outer(a, a_stride, rows, b, columns, cells, sums.data.data(), sums.stride);
     }
     void sum(const float* const* rows, int columns, int cells, const Sums& sums) const {
         kernels_.outer(ones_.data(), 1, 1, rows, columns, cells, sums.data.data(), sums.stride);
@@ -247,16 +265,26 @@ class Backprop {
     const Kernels& kernels_;
     const Transposed& transposed_;
     Sweep sweep_;
-    const int side_; // of a patch
+    const int side_, width_; // of a patch, of the image
     Field field_;
-    Buffer before_;        // the field before the step
-    Rows change_, hidden_; // gradients of the change and of the hidden layer
-    Rows seen_;            // gradient of [state, perceived]; pointers at perceived
-    Rows spread_;          // what it gives to the neighbours
+    Buffer kept_; // rows up to kept_end_ of the field before the step, as far as later bands need them
+    int kept_end_ = 0;
+    std::vector<const float*> before_; // the band's cells in the field before the step
+    Rows changes_, hidden_;            // gradients of the band's changes, of the block's hidden layer
+    Rows seen_;                        // gradient of [state, perceived]; pointers at perceived
+    Rows spread_;                      // what it gives to the neighbours
     Buffer ones_;
     // Where the block's cells and the rows of their neighbours are in the field.
     std::vector<float*> cells_, patches_;
 };
+
+// Marks what a cell looks at. Reflection shows no cell that is farther than the kernel reaches.
+void need_around(uint8_t* needed, int y, int x, int radius, int height, int width) {
+    const int left = std::max(x - radius, 0), right = std::min(x + radius, width - 1);
+    for (int row = std::max(y - radius, 0); row <= std::min(y + radius, height - 1); ++row)
+        std::fill(needed + static_cast<size_t>(row) * width + left,
+                  needed + static_cast<size_t>(row) * width + right + 1, uint8_t{1});
+}
 
 void write(const RuleWeights& w, const Slot& sums, const WeightGradients& out) {
     const size_t c = w.channels, side = w.kernel_size, taps = side * side;
@@ -279,6 +307,29 @@ void write(const RuleWeights& w, const Slot& sums, const WeightGradients& out) {
 }
 
 } // namespace
+
+void reaching_masks(uint8_t* masks, const uint8_t* wanted, const RuleWeights& weights, size_t count,
+                    int height, int width, int steps, const Fire& fire) {
+    const size_t cells = static_cast<size_t>(height) * width;
+    if (fire.masks)
+        std::copy_n(fire.masks, steps * count * cells, masks);
+    else
+        fire_masks(masks, count, height, width, steps, weights.fire_rate, fire);
+    const int radius = weights.kernel_size / 2;
+    std::vector<uint8_t> needed(cells);
+    for (size_t member = 0; member < count; ++member) {
+        std::copy_n(wanted + member * cells, cells, needed.begin());
+        for (int step = steps; step-- > 0;) {
+            uint8_t* mask = masks + (step * count + member) * cells;
+            for (size_t i = 0; i < cells; ++i)
+                mask[i] &= needed[i];
+            for (int y = 0; y < height; ++y)
+                for (int x = 0; x < width; ++x)
+                    if (mask[static_cast<size_t>(y) * width + x])
+                        need_around(needed.data(), y, x, radius, height, width);
+        }
+    }
+}
 
 void rollout(const RuleWeights& weights, float* states, size_t count, int height, int width, int steps,
              const Fire& fire, int threads) {

@@ -12,6 +12,12 @@ struct WeightGradients {
     float* fc1_weight;
 };
 
+// Fire masks (steps, count, height, width) without the cells whose change reaches no cell that is wanted of
+// the last state; wanted is (count, height, width). What is wanted, and its gradient, does not depend on
+// them.
+void reaching_masks(uint8_t* masks, const uint8_t* wanted, const RuleWeights& weights, size_t count,
+                    int height, int width, int steps, const Fire& fire);
+
 // Runs `steps` steps and keeps every state: states is (steps + 1, count, height, width, channels), the first
 // given. The same bits as run.
 void rollout(const RuleWeights& weights, float* states, size_t count, int height, int width, int steps,
