@@ -72,7 +72,18 @@ def is_volume_path(path: str | os.PathLike[str]) -> bool:
     return name.endswith(_SUFFIXES) and not name.startswith(".")
 
 
-def read_volume(source: str | os.PathLike[str] | SpatialImage) -> Volume:
+def inputs_in(folder: str | os.PathLike[str]) -> list[Path]:
+    """List the images directly in a folder, sorted by name; ``[folder]`` where it is one image itself.
+
+    Returns
+    -------
+    list of path
+        What `read_volume` takes.
+    """
+    return sorted(path for path in Path(folder).iterdir() if is_volume_path(path))
+
+
+def read_volume(source: str | os.PathLike[str] | SpatialImage, *, volume: int | None = None) -> Volume:
     """Read a volume.
 
     Parameters
@@ -80,6 +91,8 @@ def read_volume(source: str | os.PathLike[str] | SpatialImage) -> Volume:
     source : str, path-like or nibabel image
         A NIfTI file in one piece, gzipped or not, or any of nibabel's spatial images. The voxels'
         scaling is applied; axes of size 1 behind the third are dropped.
+    volume : int, optional
+        Which volume of a file with four axes, counted from 0.
 
     Returns
     -------
@@ -100,10 +113,11 @@ def read_volume(source: str | os.PathLike[str] | SpatialImage) -> Volume:
     UserWarning
         The header does not say where the voxels are, or says it twice and differently.
     """
-    volume = _read_file(Path(source)) if isinstance(source, (str, os.PathLike)) else _read_image(source)
-    _check_finite(volume)
-    _warn_of_geometry(volume)
-    return volume
+    del volume  # every file has three axes
+    result = _read_file(Path(source)) if isinstance(source, (str, os.PathLike)) else _read_image(source)
+    _check_finite(result)
+    _warn_of_geometry(result)
+    return result
 
 
 def save_mask(path: str | os.PathLike[str], mask: ArrayLike, like: Volume, labels: Mapping[int, str]) -> None:
