@@ -47,16 +47,17 @@ def score_case(model: Model, image: Volume, label: Volume, name: str, *, seed: i
     """
     if label.data.shape != image.data.shape:
         raise ValueError(f"{label.name} has shape {label.data.shape}, but its image {image.data.shape}")
-    if not np.allclose(label.affine, image.affine, atol=1e-2):
+    if not label.lies_with(image):
         raise ValueError(f"{label.name} lies elsewhere than its image {image.name}: their affines differ")
-    result = predict(image.data, model, affine=image.affine, seed=seed, samples=samples, threads=threads)
+    result = predict(image, model, seed=seed, samples=samples, threads=threads)
     mask, truth = result.mask > 0, label.data > 0
-    spacing = np.linalg.norm(image.affine[:3, :3], axis=0)
+    spacing = result.volume.voxel_size if result.volume is not None else None
+    assert spacing is not None  # the image's own, or the model's
     return Score(
         name,
         hard_dice(mask, truth),
         soft_dice(result.probability, truth),
-        hd95(mask, truth, spacing.tolist()),
+        hd95(mask, truth, spacing),
         volume_error(mask, truth),
     )
 

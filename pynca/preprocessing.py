@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .orientation import AXIS_OF
 from .rule import FloatArray, whole_number
 
 # A hostile model file must not ask for more memory than a slice of such a size takes.
@@ -117,9 +118,6 @@ def check_finite(array: NDArray[Any], name: str) -> None:
             f"{name} holds {wrong} values of {array.size} that are not finite "
             "(NaN, infinite or beyond float32); all must be"
         )
-
-
-AXIS_OF = {"L": 0, "R": 0, "P": 1, "A": 1, "I": 2, "S": 2}
 
 
 def resize_cubic(images: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.float64]:

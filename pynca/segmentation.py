@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
@@ -14,17 +15,18 @@ from numpy.typing import ArrayLike, NDArray
 from . import _core
 from .config import thread_count
 from .model import Model, load_model
+from .orientation import Orientation
 from .preprocessing import check_finite
 from .progress import Progress
 from .quality import Ensemble, nqm, sigmoid
 from .rule import FloatArray, UInt8Array, whole_number
-from .volumes import Orientation, Volume, read_volume, save_map, save_mask
+from .volumes import Volume, read_volume, save_map, save_mask
 from .zoo import DEFAULT
 
 if TYPE_CHECKING:
     from nibabel.spatialimages import SpatialImage
 
-    Image = ArrayLike | str | os.PathLike[str] | SpatialImage
+    Image = ArrayLike | str | os.PathLike[str] | SpatialImage | Volume
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 
@@ -53,7 +55,8 @@ class Segmentation:
     labels : mapping of int to str
         Name of each value in ``mask``.
     volume : Volume or None
-        The input with its geometry, for `save`; None for an array without affine.
+        The input with its geometry, for `save`; None for an array without affine. Its ``spacing`` is the model's
+        where the file does not say.
     """
 
     mask: UInt8Array
@@ -64,20 +67,40 @@ class Segmentation:
     volume: Volume | None = field(default=None, repr=False)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the mask as NIfTI (``.nii``, ``.nii.gz``) with the geometry of the input file.
+        """Write the mask in the format that the name's ending says, with the geometry of the input.
+
+        Parameters
+        ----------
+        path : str or path-like
+            ``.nii``, ``.nii.gz``; ``.dcm`` (DICOM SEG) for a DICOM series; ``.png`` for one slice; ``.tif``; ``.npy``.
+            `pynca.volumes.save_mask` says what each holds.
 
         Raises
         ------
         ValueError
-            The input was an array without geometry, or the name has another ending.
+            The input was an array without geometry, or lacks what the format needs; or the name has another ending.
         OSError
             The file cannot be written.
+        ImportError
+            The library that writes the format is not installed.
         """
         save_mask(path, self.mask, self._geometry(), self.labels)
 
     def save_probability(self, path: str | os.PathLike[str]) -> None:
-        """Write the probability as float32 NIfTI, like `save`."""
+        """Write the probability as float32, like `save`, but not as DICOM; a ``.png`` holds 0 to 1 in 16 bits."""
         save_map(path, self.probability, self._geometry())
+
+    def save_uncertainty(self, path: str | os.PathLike[str]) -> None:
+        """Write the uncertainty, like `save_probability`.
+
+        Raises
+        ------
+        ValueError
+            There is none, because only one sample was run; or as `save`.
+        """
+        if self.uncertainty is None:
+            raise ValueError("one run has no uncertainty; give samples= of 2 or more to predict")
+        save_map(path, self.uncertainty, self._geometry())
 
     def _geometry(self) -> Volume:
         if self.volume is None:
@@ -91,6 +114,7 @@ def segment(
     *,
     axis: int | None = None,
     affine: ArrayLike | None = None,
+    spacing: float | Sequence[float] | None = None,
     seed: int = 0,
     samples: int = 1,
     threads: int | None = None,
@@ -108,6 +132,7 @@ def segment(
         model,
         axis=axis,
         affine=affine,
+        spacing=spacing,
         seed=seed,
         samples=samples,
         threads=threads,
@@ -121,6 +146,7 @@ def predict(
     *,
     axis: int | None = None,
     affine: ArrayLike | None = None,
+    spacing: float | Sequence[float] | None = None,
     seed: int = 0,
     samples: int = 1,
     threads: int | None = None,
@@ -135,10 +161,12 @@ def predict(
 
     Parameters
     ----------
-    image : array, path or nibabel image
-        2D (one slice) or 3D, of any real dtype. An array without ``affine`` is taken to be in the
-        model's orientation and spacing: for ``"RAS"``, axes that grow to the patient's right, front
-        and head.
+    image : array, path, nibabel image or Volume
+        2D (one slice) or 3D, of any real dtype. An array without ``affine``, also from a ``.npy`` file, is taken
+        to be in the model's orientation and spacing: for ``"RAS"``, axes that grow to the patient's right, front
+        and head. A picture (PNG, TIFF, JPEG) is taken to be of a slice as the model cuts them, shown as radiologists
+        look at it: the patient's right, or front, on the left. `pynca.volumes.read_volume` says what files it reads;
+        a Volume is what it returns, with four axes for a film.
     model : Model, str or path
         A model, the name of a bundled one, or the path of a model file. Default ``"hippocampus"``.
     axis : int, optional
@@ -146,6 +174,8 @@ def predict(
         may be a colour picture and is refused unless this is given.
     affine : array, optional
         (4, 4), from voxel indices to patient coordinates in mm (RAS+), for a 3D array.
+    spacing : float or sequence of float, optional
+        Size of a picture's pixels in mm, one for all axes or one for each. Default: the model's, with a warning.
     seed : int
         Seed of the fire masks, 0 to 2**64 - 1. Default 0.
     samples : int
@@ -166,6 +196,13 @@ def predict(
         The image or an argument has the wrong shape, type or range, or the file is damaged.
     OSError
         A file does not exist or cannot be read.
+    ImportError
+        The library that reads the file's format is not installed.
+
+    Warns
+    -----
+    UserWarning
+        The file does not say how large its pixels are; or as `pynca.volumes.read_volume`.
     """
     if isinstance(model, (str, os.PathLike)):
         model = load_model(model)
@@ -178,8 +215,9 @@ def predict(
         )
     samples = whole_number(samples, "samples", 1, _core.MAX_SAMPLES)
     threads = thread_count(threads)
-    data, volume = _open(image, affine)
-    slices, restore = _sliced(data, volume, axis, model)
+    data, volume = _open(image, affine, spacing)
+    slices, depth, restore = _sliced(data, volume, axis, model)
+    volume = None if volume is None else _sized(volume, model)
 
     logits = np.empty(slices.shape, np.float32)
     uncertainty = np.empty(slices.shape, np.float32) if samples > 1 else None
@@ -187,7 +225,7 @@ def predict(
     with Progress(len(slices) * samples, "segmenting", enabled=progress) as bar:
         for part in _parts(slices.shape, model, threads):
             prepared = model.preparation.prepare(slices[part])[..., None]
-            indices = np.arange(part.start, part.stop, dtype=np.uint32)
+            indices = np.arange(part.start, part.stop, dtype=np.uint32) % depth
             ensemble = Ensemble()
             for sample in range(samples):
                 small = model.batch_logits(
@@ -215,13 +253,21 @@ def predict(
     )
 
 
-def _open(image: Image, affine: ArrayLike | None) -> tuple[NDArray[Any], Volume | None]:
+def _open(
+    image: Image, affine: ArrayLike | None, spacing: float | Sequence[float] | None
+) -> tuple[NDArray[Any], Volume | None]:
     """Return the voxels, and where they lie if anything says so."""
-    if isinstance(image, (str, os.PathLike)) or hasattr(image, "dataobj"):
+    if isinstance(image, (str, os.PathLike, Volume)) or hasattr(image, "dataobj"):
         if affine is not None:
             raise ValueError("affine goes with an array; a file brings its own")
-        volume = read_volume(cast("str | SpatialImage", image))
+        if isinstance(image, Volume):
+            if spacing is not None:
+                raise ValueError("spacing goes with the path of a picture; a Volume brings its own")
+            return image.data, image
+        volume = read_volume(cast("str | SpatialImage", image), spacing=spacing)
         return volume.data, volume
+    if spacing is not None:
+        raise ValueError("spacing goes with the path of a picture; give affine= with an array")
     if isinstance(image, np.ma.MaskedArray):
         raise TypeError("the image is a masked array; fill what is masked, for example with image.filled(0)")
     data = np.asarray(image)
@@ -246,29 +292,53 @@ def _open(image: Image, affine: ArrayLike | None) -> tuple[NDArray[Any], Volume 
 
 def _sliced(
     data: NDArray[Any], volume: Volume | None, axis: int | None, model: Model
-) -> tuple[NDArray[Any], Callable[[NDArray[Scalar]], NDArray[Scalar]]]:
-    """Return the slices (N, h, w) as the model learnt to see them, and the way back to the image's own axes."""
+) -> tuple[NDArray[Any], int, Callable[[NDArray[Scalar]], NDArray[Scalar]]]:
+    """Return the slices (N, h, w) as the model learnt to see them, how many each volume of a film has, and the way
+    back to the image's own axes.
+    """
     if axis is not None:
-        axis = whole_number(axis, "axis", -data.ndim, data.ndim - 1) % data.ndim
-    if data.ndim == 2:
-        if axis is not None:
+        if data.ndim == 2:
             raise ValueError("axis says how to slice a volume; the image is a single slice")
-        return data[None], lambda slices: slices[0]
-    if volume is None and axis is None and data.shape[-1] in (3, 4):
+        axis = whole_number(axis, "axis", -3, 2) % 3
+    located = volume is not None and (volume.affine is not None or volume.picture)
+    if data.ndim == 2 and not located:
+        return data[None], 1, lambda slices: slices[0]
+    if not located and axis is None and data.shape[-1] in (3, 4):
         raise ValueError(
             f"the image has shape {data.shape} and may be a colour picture; "
             "convert it to grey, or give axis= if it is a volume"
         )
-    if volume is None:
-        way = Orientation((0, 1, 2), (1, 1, 1))
-    else:
-        way = Orientation.between(volume.affine, model.preparation.orientation)
+    way = Orientation.of(volume, model.preparation.orientation, model.preparation.axis)
     along = model.preparation.axis if axis is None else way.axes[axis]
+    slices = np.moveaxis(way.apply(data.reshape(*data.shape, *[1] * (3 - data.ndim))), along, 0)
+    shape = slices.shape[:3]
+    if data.ndim == 4:  # a film: one volume behind the other
+        slices = np.moveaxis(slices, 3, 0).reshape(-1, *shape[1:])
 
     def restore(slices: NDArray[Scalar]) -> NDArray[Scalar]:
-        return np.ascontiguousarray(way.undo(np.moveaxis(slices, 0, along)))
+        if data.ndim == 4:
+            slices = np.moveaxis(slices.reshape(-1, *shape), 0, 3)
+        return np.ascontiguousarray(way.undo(np.moveaxis(slices, 0, along)).reshape(data.shape))
 
-    return np.moveaxis(way.apply(data), along, 0), restore
+    return slices, shape[0], restore
+
+
+def _sized(volume: Volume, model: Model) -> Volume:
+    """Return the volume with the model's spacing, if it has none."""
+    if volume.voxel_size is not None:
+        return volume
+    preparation, axes = model.preparation, volume.data.ndim
+    way = Orientation.of(volume, preparation.orientation, preparation.axis)
+    order = list(way.axes) if volume.picture or axes == 3 else [n for n in range(3) if n != preparation.axis]
+    sizes = tuple(preparation.spacing[n] for n in order[:axes])
+    told = " x ".join(f"{mm:g}" for mm in sizes)
+    warnings.warn(
+        f"pictures and arrays do not say how large their pixels are: the model's {told} mm are assumed; "
+        "spacing= (--spacing) says otherwise",
+        UserWarning,
+        stacklevel=3,
+    )
+    return replace(volume, spacing=sizes)
 
 
 def _parts(shape: tuple[int, ...], model: Model, threads: int) -> Iterator[slice]:

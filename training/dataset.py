@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pynca.cases import Case, Dataset, only
+from pynca.orientation import Orientation
 from pynca.preprocessing import Preparation, resize_linear
-from pynca.volumes import Orientation, Volume, read_volume
+from pynca.volumes import Volume, read_volume
 
 from .sampling import Slices
 
@@ -64,7 +65,7 @@ def read_case(case: Case, dataset: Dataset) -> tuple[Volume, NDArray[np.bool_]]:
     image, label = read_volume(case.image), read_volume(case.label)
     if image.data.shape != label.data.shape:
         raise ValueError(f"{case.label} has shape {label.data.shape}, but its image {image.data.shape}")
-    if not np.allclose(image.affine, label.affine, atol=1e-2):
+    if not label.lies_with(image):
         raise ValueError(f"{case.label} lies elsewhere than its image {case.image}: their affines differ")
     values = np.unique(label.data)
     allowed = np.arange(256) if dataset.values is None else np.array(sorted(dataset.values))
@@ -91,7 +92,7 @@ def prepare(
     images, labels = [], []
     for case in cases:
         image, label = read_case(case, dataset)
-        way = Orientation.between(image.affine, preparation.orientation)
+        way = Orientation.of(image, preparation.orientation, preparation.axis)
         slices = np.moveaxis(way.apply(image.data), preparation.axis, 0)
         truth = np.moveaxis(way.apply(label), preparation.axis, 0)
         images.append(preparation.prepare(slices))

@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return DONE
     except WrongUse as error:
         return fail(error, WRONG_USE)
-    except (ValueError, TypeError, OSError, MemoryError) as error:
+    except (ValueError, TypeError, OSError, MemoryError, ImportError) as error:
         return fail(error, FAILED)
     except KeyboardInterrupt:
         return fail("interrupted", INTERRUPTED)

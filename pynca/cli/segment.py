@@ -15,16 +15,20 @@ if TYPE_CHECKING:
     from ..model import Model
     from .common import Commands
 
+    Outputs = tuple[Path, Path | None, Path | None]  # mask, probability, uncertainty
+
 
 def add(commands: Commands) -> None:
     """Add the command."""
     command = commands.add_parser(
         "segment",
-        help="segment a NIfTI file, or a folder of them",
-        description="Segment IN, a .nii or .nii.gz file or a folder of them, and write masks with its geometry.",
+        help="segment an image, or a folder of them",
+        description="Segment IN, an image or a folder of them, and write masks with its geometry. Images are NIfTI, "
+        "DICOM series (a folder, or one of its files), PNG, TIFF, JPEG and .npy. OUT's ending says what is written: "
+        ".nii, .nii.gz, .dcm (DICOM SEG), .png, .tif or .npy.",
         epilog="A folder is worked through to the end even if a file fails; the exit code is then 1.",
     )
-    command.add_argument("input", metavar="IN", type=Path, help="a .nii or .nii.gz file, or a folder of them")
+    command.add_argument("input", metavar="IN", type=Path, help="an image, or a folder of them")
     command.add_argument("output", metavar="OUT", type=Path, help="the mask to write; a folder where IN is one")
     command.add_argument("-m", "--model", type=Path, default=Path("hippocampus"), help=MODEL)
     command.add_argument(
@@ -36,6 +40,15 @@ def add(commands: Commands) -> None:
     )
     command.add_argument(
         "--save-probability", type=Path, metavar="FILE", help="also write the probability; a folder where IN is one"
+    )
+    command.add_argument(
+        "--save-uncertainty", type=Path, metavar="FILE", help="also write how much the runs of --samples differ"
+    )
+    command.add_argument(
+        "--volume", type=_volume, metavar="N", help="which volume of a 4D NIfTI file, counted from 0, or all"
+    )
+    command.add_argument(
+        "--spacing", type=_spacing, metavar="MM", help="size of a picture's pixels, as 1.4 or 1.4,1.2 for rows, columns"
     )
     command.add_argument("--json", action="store_true", help="print one JSON object a file instead of text")
     command.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
@@ -55,7 +68,9 @@ def run(arguments: argparse.Namespace) -> int:
         _core.isa()
         whole_number(arguments.samples, "--samples", 1, _core.MAX_SAMPLES)
         whole_number(arguments.seed, "--seed", 0, 2**64 - 1)
-        cases = _cases(arguments.input, arguments.output, arguments.save_probability)
+        if arguments.save_uncertainty is not None and arguments.samples < 2:
+            raise WrongUse("--save-uncertainty needs --samples of 2 or more")
+        cases = _cases(arguments.input, arguments.output, arguments.save_probability, arguments.save_uncertainty)
         check_model(arguments.model)
     except ValueError as error:
         raise WrongUse(str(error)) from None
@@ -64,11 +79,11 @@ def run(arguments: argparse.Namespace) -> int:
     failed = 0
     alone = len(cases) == 1 and not quiet  # then the bar counts slices, else files
     with Progress(len(cases), enabled=not quiet and not alone) as bar:
-        for source, mask, probability in cases:
+        for source, outputs in cases:
             bar.advance(0, label=source.name)
             try:
-                report = _segment_case(source, mask, probability, model, arguments, threads, progress=alone)
-            except (ValueError, OSError, MemoryError) as error:
+                report = _segment_case(source, outputs, model, arguments, threads, progress=alone)
+            except (ValueError, OSError, MemoryError, ImportError) as error:
                 failed += 1
                 bar.erase()
                 fail(error, FAILED, source)
@@ -87,8 +102,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _segment_case(
     source: Path,
-    mask: Path,
-    probability: Path | None,
+    outputs: Outputs,
     model: Model,
     arguments: argparse.Namespace,
     threads: int,
@@ -99,23 +113,33 @@ def _segment_case(
     import numpy as np
 
     from ..segmentation import predict
+    from ..volumes import check_output, read_volume
 
+    mask, probability, uncertainty = outputs
     start = time.perf_counter()
-    result = predict(source, model, seed=arguments.seed, samples=arguments.samples, threads=threads, progress=progress)
-    for path in (mask, probability):
+    volume = read_volume(source, volume=arguments.volume, spacing=arguments.spacing)
+    check_output(mask, volume)
+    for path in (probability, uncertainty):
+        if path is not None:
+            check_output(path, volume, of_map=True)
+    result = predict(volume, model, seed=arguments.seed, samples=arguments.samples, threads=threads, progress=progress)
+    for path in outputs:
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
     if probability is not None:
         result.save_probability(probability)
+    if uncertainty is not None:
+        result.save_uncertainty(uncertainty)
     result.save(mask)
     assert result.volume is not None
+    size = result.volume.voxel_volume
     voxels = int(np.count_nonzero(result.mask))
     report: dict[str, object] = {
         "input": str(source),
         "output": str(mask),
         "label": next(iter(model.labels.values())),
         "voxels": voxels,
-        "volume_ml": round(voxels * float(abs(np.linalg.det(result.volume.affine[:3, :3]))) / 1000, 4),
+        "volume_ml": None if size is None else round(voxels * size / 1000, 4),
         "seconds": round(time.perf_counter() - start, 3),
     }
     if result.nqm is not None:
@@ -124,7 +148,10 @@ def _segment_case(
 
 
 def _line(report: dict[str, object]) -> str:
-    line = f"{report['output']}: {plain(str(report['label']))} {report['volume_ml']:.3f} ml ({report['voxels']} voxels)"
+    size = f"{report['voxels']} pixels"
+    if report["volume_ml"] is not None:
+        size = f"{report['volume_ml']:.3f} ml ({report['voxels']} voxels)"
+    line = f"{report['output']}: {plain(str(report['label']))} {size}"
     if report["voxels"] == 0:
         line += ", nothing found"
     if report.get("nqm") is not None:
@@ -132,15 +159,29 @@ def _line(report: dict[str, object]) -> str:
     return f"{line}, {report['seconds']:.2f} s"
 
 
-def _cases(source: Path, output: Path, probability: Path | None) -> list[tuple[Path, Path, Path | None]]:
-    """Pair each input with its outputs, and refuse what would overwrite an input or cannot be written."""
-    from ..volumes import is_volume_path
+def _volume(text: str) -> int | str:
+    return text if text == "all" else whole(text)
 
-    if source.is_dir():
-        names = sorted(p.name for p in source.iterdir() if is_volume_path(p))
-        if not names:
-            raise WrongUse(f"{source} holds no .nii or .nii.gz file")
-        for folder in (output, probability):
+
+def _spacing(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size in mm, nor sizes with commas between") from None
+
+
+def _cases(
+    source: Path, output: Path, probability: Path | None, uncertainty: Path | None
+) -> list[tuple[Path, Outputs]]:
+    """Pair each input with its outputs, and refuse what would overwrite an input or cannot be written."""
+    from ..volumes import check_output, inputs_in, is_volume_path, output_name
+
+    if not source.exists():
+        raise WrongUse(f"{source} does not exist; IN is an image, or a folder of them")
+    if source.is_dir() and (inputs := inputs_in(source)) != [source]:
+        if not inputs:
+            raise WrongUse(f"{source} holds no image that pynca reads")
+        for folder in (output, probability, uncertainty):
             if folder is None:
                 continue
             if folder.exists() and not folder.is_dir():
@@ -149,20 +190,22 @@ def _cases(source: Path, output: Path, probability: Path | None) -> list[tuple[P
                 raise WrongUse(f"{folder} is named like a file; for a folder of volumes it must be a folder")
             if folder.resolve() == source.resolve():
                 raise WrongUse(f"{folder} is the folder of the inputs; masks would overwrite them, choose another")
-        cases = [(source / n, output / n, None if probability is None else probability / n) for n in names]
+        cases = [
+            (path, (output / name, probability and probability / name, uncertainty and uncertainty / name))
+            for path, name in zip(inputs, map(output_name, inputs), strict=True)
+        ]
     else:
-        if not source.exists():
-            raise WrongUse(f"{source} does not exist; IN is a .nii or .nii.gz file, or a folder of them")
         if output.is_dir():
-            output = output / source.name
-        for path in (output, probability):
-            if path is not None and not is_volume_path(path):
-                raise WrongUse(f"{path} must end in .nii or .nii.gz")
-        cases = [(source, output, probability)]
-    for path, mask, extra in cases:
-        written = [p.resolve() for p in (mask, extra) if p is not None]
+            output = output / output_name(source)
+        check_output(output, None)
+        for path in (probability, uncertainty):
+            if path is not None:
+                check_output(path, None, of_map=True)
+        cases = [(source, (output, probability, uncertainty))]
+    for path, outputs in cases:
+        written = [p.resolve() for p in outputs if p is not None]
         if path.resolve() in written:
             raise WrongUse(f"{path} would be overwritten; choose another OUT")
         if len(set(written)) < len(written):
-            raise WrongUse(f"{mask} is named twice; mask and probability need a file each")
+            raise WrongUse(f"{outputs[0]} is named twice; mask and probability need a file each")
     return cases
