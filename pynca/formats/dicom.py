@@ -17,7 +17,18 @@ from .base import Affine, Refused, Volume, about, optional, parsing
 
 SUFFIXES = (".dcm", ".dicom", ".ima")
 _INDEX = "DICOMDIR"
+_USED = (
+    *("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "SeriesDescription", "ProtocolName", "NumberOfFrames"),
+    *("Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "RescaleSlope", "RescaleIntercept"),
+    *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SpacingBetweenSlices", "SliceThickness"),
+)
 _MASKS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")  # segmentations and label maps
+_ALIKE_IN_A_SERIES = {
+    "Rows": "the number of rows",
+    "Columns": "the number of columns",
+    "PixelSpacing": "the pixel spacing",
+    "ImageOrientationPatient": "the orientation",
+}
 _LPS_TO_RAS = np.array([-1.0, -1.0, 1.0])
 _UNEVEN = 0.1  # of the distance of slices: further from its place in an even series, a slice is not there
 _TILTED = 1e-3  # of the distance of slices, a shift within the plane that rounding does not explain
@@ -93,7 +104,8 @@ def _header(path: Path) -> Any:
             header = pydicom.dcmread(path, stop_before_pixels=True)
         except pydicom.errors.InvalidDicomError:
             raise Refused("is not a DICOM file") from None
-        list(header.iterall())  # every value is parsed here, where a refusal names the file
+        for keyword in _USED:  # parsed here, where a refusal names the file; others may be as odd as they like
+            header.get(keyword)
         return header
 
 
@@ -152,16 +164,14 @@ def _sorted(series: Sequence[tuple[Path, Any]]) -> list[tuple[Path, Any]]:
     """Return the slices by their position along the normal, or refuse those that make no volume."""
     first_file, first = series[0]
     for file, header in series:
-        with about(file):
+        with about(file), parsing():
             _check_slice(header)
-            for tag, what in (("Rows", "rows"), ("Columns", "columns")):
-                if header[tag].value != first[tag].value:
+            for tag, what in _ALIKE_IN_A_SERIES.items():
+                mine, theirs = _numbers(header, tag), _numbers(first, tag)
+                if not np.allclose(mine, theirs, rtol=0, atol=_ALIKE):
                     raise Refused(
-                        f"has {header[tag].value} {what}, but {first_file.name} of the same series {first[tag].value}"
+                        f"has {what} {_listed(mine)}, but {first_file.name} of the same series {_listed(theirs)}"
                     )
-            for tag, what in (("ImageOrientationPatient", "orientation"), ("PixelSpacing", "pixel spacing")):
-                if not np.allclose(_numbers(header, tag), _numbers(first, tag), atol=_ALIKE):
-                    raise Refused(f"has another {what} than {first_file.name} of the same series")
     normal = _normal(first)
     ordered = sorted(series, key=lambda item: (float(normal @ _numbers(item[1], "ImagePositionPatient")), item[0]))
     _check_positions(ordered, normal)
@@ -176,17 +186,24 @@ def _check_slice(header: Any) -> None:
         raise Refused(f"is not grey ({colours or 'without photometric interpretation'})")
     if colours == "MONOCHROME1":
         raise Refused("stores grey inverted (MONOCHROME1); convert it to MONOCHROME2")
-    for tag, count in (("ImagePositionPatient", 3), ("ImageOrientationPatient", 6), ("PixelSpacing", 2)):
+    for tag, count in (
+        *(("Rows", 1), ("Columns", 1)),
+        *(("ImagePositionPatient", 3), ("ImageOrientationPatient", 6), ("PixelSpacing", 2)),
+    ):
         values = _numbers(header, tag)
         if len(values) != count or not np.isfinite(values).all():
-            raise Refused(f"does not say where it lies ({tag} has {len(values)} finite values, not {count})")
-    if not (_numbers(header, "PixelSpacing") > 0).all():
-        raise Refused(f"has the pixel spacing {_numbers(header, 'PixelSpacing').tolist()}; it must be above 0")
+            raise Refused(f"does not say where it lies ({tag} has {len(values)} values, not {count} finite ones)")
+        if tag in ("Rows", "Columns", "PixelSpacing") and not (values > 0).all():
+            raise Refused(f"has {_ALIKE_IN_A_SERIES[tag]} {_listed(values)}; it must be above 0")
 
 
 def _numbers(header: Any, tag: str) -> NDArray[np.float64]:
     value = header.get(tag)
     return np.array([] if value is None else value, np.float64).reshape(-1)
+
+
+def _listed(values: NDArray[np.float64]) -> str:
+    return ", ".join(f"{value:g}" for value in values)
 
 
 def _normal(header: Any) -> NDArray[np.float64]:
@@ -252,7 +269,7 @@ def _affine(headers: Sequence[Any], path: Path) -> Affine:
         step = next(float(mm) for mm in thickness if np.isfinite(mm) and mm > 0) * normal
     affine = np.eye(4)
     for axis, vector in enumerate((rows * between_columns, columns * between_rows, step, start)):
-        affine[:3, axis] = _LPS_TO_RAS * vector
+        affine[:3, axis] = _LPS_TO_RAS * vector + 0.0  # no negative zeros
     return checked_affine(affine)
 
 

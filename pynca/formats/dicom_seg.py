@@ -23,6 +23,7 @@ _MAY_BE_EMPTY = (
     *("StudyDate", "StudyTime", "ReferringPhysicianName"),
 )
 _NO_DATE, _NO_TIME = "19000101", "000000"
+_SERIES = 1000  # above the numbers of a scanner
 _LONGEST = 64  # characters of a name in DICOM
 
 
@@ -43,30 +44,43 @@ def write(path: Path, mask: UInt8Array, like: Volume, labels: Mapping[int, str])
         digest.update(f"\0{text}".encode())
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="pydicom|highdicom")  # of what the source breaks in the standard
-        content = seg.Segmentation(
-            source_images=sources,
-            pixel_array=frames,
-            segmentation_type="BINARY",
-            segment_descriptions=[_segment(n, labels[v]) for n, v in enumerate(sorted(labels), start=1)],
-            series_instance_uid=_uid(digest, "series"),
-            sop_instance_uid=_uid(digest, "instance"),
-            series_number=1000 + (first.get("SeriesNumber") or 0),
-            instance_number=1,
-            manufacturer="pynca",
-            manufacturer_model_name="pynca",
-            software_versions=_version(),
-            device_serial_number="none",
-            omit_empty_frames=False,
-            content_date=first.get("StudyDate") or _NO_DATE,
-            content_time=first.get("StudyTime") or _NO_TIME,
-            series_description=f"Segmentation by pynca of {first.get('SeriesDescription', 'a series')}"[:_LONGEST],
-            specific_character_set="ISO_IR 192",
-        )
-        del content.InstanceCreationDate, content.InstanceCreationTime
-        for number, item in enumerate(content.DimensionOrganizationSequence):
-            _replace(content, item.DimensionOrganizationUID, _uid(digest, f"dimensions {number}"))
-        with atomic_path(path) as temporary:
-            content.save_as(temporary)
+        try:
+            content = seg.Segmentation(
+                source_images=sources,
+                pixel_array=frames,
+                segmentation_type="BINARY",
+                segment_descriptions=[_segment(n, labels[v]) for n, v in enumerate(sorted(labels), start=1)],
+                series_instance_uid=_uid(digest, "series"),
+                sop_instance_uid=_uid(digest, "instance"),
+                series_number=_SERIES + int(first.get("SeriesNumber") or 0),
+                instance_number=1,
+                manufacturer="pynca",
+                manufacturer_model_name="pynca",
+                software_versions=_version(),
+                device_serial_number="none",
+                omit_empty_frames=False,
+                content_date=first.get("StudyDate") or _NO_DATE,
+                content_time=first.get("StudyTime") or _NO_TIME,
+                series_description=f"Segmentation by pynca of {first.get('SeriesDescription', 'a series')}"[:_LONGEST],
+                specific_character_set="ISO_IR 192",
+            )
+            _make_repeatable(content, digest)
+            with atomic_path(path) as temporary:
+                content.save_as(temporary)
+        except OSError:
+            raise
+        except Exception as problem:  # a source can break the standard in any way
+            reason = " ".join(str(problem).split()) or type(problem).__name__
+            raise ValueError(f"{path} cannot be written: {like.name} lacks what DICOM SEG needs: {reason}") from problem
+
+
+def _make_repeatable(content: Any, digest: Any) -> None:
+    """Take out when it was made, and what is random."""
+    del content.InstanceCreationDate, content.InstanceCreationTime
+    for item in content.get("ContributingEquipmentSequence", ()):
+        item.pop("ContributionDateTime", None)
+    for number, item in enumerate(content.DimensionOrganizationSequence):
+        _replace(content, item.DimensionOrganizationUID, _uid(digest, f"dimensions {number}"))
 
 
 def _complete(header: Any) -> Any:

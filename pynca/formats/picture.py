@@ -18,6 +18,7 @@ SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
 LOSSY = (".jpg", ".jpeg")
 PAGED = (".tif", ".tiff")
 _GREY = ("L", "I", "I;16", "I;16B", "I;16L", "F")
+_SPREAD = {"L;2": 85, "L;4": 17}  # by what Pillow multiplies grey of few bits
 _PNG_FULL = 65535
 
 
@@ -37,7 +38,8 @@ def read_label(path: Path) -> Volume:
         for page in _pages(image):
             if page.mode not in ("1", "P", *_GREY):
                 raise Refused(f"has colours (mode {page.mode}); a label is a picture of indices or of one channel")
-            pages.append(np.asarray(page))
+            spread = _SPREAD.get(str(page.tile[0][3]), 1) if page.tile else 1
+            pages.append(np.asarray(page) // spread if spread > 1 else np.asarray(page))
         return Volume(_stacked(pages), None, None, str(path), picture=True)
 
 

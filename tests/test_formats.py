@@ -1,0 +1,398 @@
+"""Files of every format in and out: pairs of formats, films, folders, label tables, and what is not installed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import nibabel
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import pynca
+from pynca import cli, volumes
+from support import DATA, random_model
+
+LABELS = {1: "hippocampus"}
+REAL = [
+    *sorted(DATA.glob("volumes/*.nii.gz")),
+    *sorted(DATA.glob("hippocampus/images/*.nii.gz"))[::70],
+    *sorted(DATA.glob("dicom/study*")),
+    *sorted(DATA.glob("cardiac/images/*.png"))[::200],
+]
+NEEDS = {".dcm": ("pydicom", "highdicom"), ".png": ("PIL",), ".tif": ("PIL",), "": ("pydicom",)}
+
+
+def need(*suffixes: str) -> None:
+    for suffix in suffixes:
+        for module in NEEDS.get(suffix, ()):
+            if find_spec(module) is None:
+                pytest.skip(f"needs {module}")
+
+
+def theirs(path: Path, kind: str) -> NDArray[Any]:
+    """A written file as the format's own library reads it, as (page, row, column) or in the axes of the volume."""
+    if kind == ".nii.gz":
+        return np.asarray(nibabel.load(path).dataobj)
+    if kind == ".npy":
+        return np.load(path)
+    if kind == ".dcm":
+        import pydicom
+
+        return np.asarray(pydicom.dcmread(path).pixel_array)
+    from PIL import Image
+
+    with Image.open(path) as image:
+        pages = []
+        for page in range(getattr(image, "n_frames", 1)):
+            image.seek(page)
+            pages.append(np.array(image))
+    return np.stack(pages)
+
+
+# --- every pair ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not REAL, reason=f"no files in {DATA}")
+@pytest.mark.parametrize("kind", [".nii.gz", ".dcm", ".png", ".tif", ".npy"])
+@pytest.mark.parametrize("source", REAL, ids=lambda path: path.name)
+def test_every_real_file_into_every_format(source: Path, kind: str, tmp_path: Path) -> None:
+    need(kind, source.suffix)
+    volume = volumes.read_volume(source)
+    mask = (volume.data > np.percentile(volume.data, 80)).astype(np.uint8)
+    chance = (volume.data / (2 * float(volume.data.max())) + 0.25).astype(np.float32)
+    supported = {
+        ".nii.gz": volume.affine is not None,
+        ".dcm": bool(volume.slices),
+        ".png": volume.data.ndim == 2,
+        ".tif": True,
+        ".npy": True,
+    }[kind]
+    out, out_map = tmp_path / f"m{kind}", tmp_path / f"p{kind}"
+    if not supported:
+        with pytest.raises(ValueError, match=f"{out} cannot be written: "):
+            volumes.save_mask(out, mask, volume, LABELS)
+        assert not list(tmp_path.iterdir())
+        return
+    volumes.save_mask(out, mask, volume, LABELS)
+    written = theirs(out, kind)
+    if kind != ".dcm":
+        volumes.save_map(out_map, chance, volume)
+    if kind in (".nii.gz", ".npy"):
+        np.testing.assert_array_equal(written, mask, strict=True)
+        np.testing.assert_array_equal(theirs(out_map, kind), chance, strict=True)
+        if kind == ".nii.gz" and source.is_file():
+            np.testing.assert_array_equal(nibabel.load(out).affine, nibabel.load(source).affine, strict=True)
+        elif kind == ".nii.gz":
+            np.testing.assert_allclose(nibabel.load(out).affine, volume.affine, atol=1e-6)
+    elif kind == ".dcm":
+        # highdicom orders frames by their position; which is which is compared in test_formats_dicom
+        assert {frame.tobytes() for frame in written} == {k.T.tobytes() for k in np.moveaxis(mask, 2, 0)}
+    elif volume.picture:
+        np.testing.assert_array_equal(written[0], mask)
+    else:
+        # as radiologists see axial slices: rows to the back, columns to the patient's left
+        turned, _ = volumes.to_orientation(mask, volume.affine, "PL" + nibabel.aff2axcodes(volume.affine)[2])
+        np.testing.assert_array_equal(written, np.moveaxis(turned, 2, 0))
+        np.testing.assert_array_equal(volumes.read_label(out).data, turned)
+    if kind != ".dcm":
+        back = volumes.read_label(out)
+        assert np.count_nonzero(back.data) == np.count_nonzero(mask)
+        if back.affine is not None:
+            assert back.lies_with(volume)
+
+
+# --- arrays -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (5, 7, 6)])
+@pytest.mark.parametrize("dtype", ["u1", "<i2", ">f4", "?"])
+def test_an_array_file_is_an_array(shape: tuple[int, ...], dtype: str, tmp_path: Path) -> None:
+    data = (np.random.default_rng(3).random(shape) * 99).astype(dtype)
+    for name, array in (("c.npy", data), ("f.npy", np.asfortranarray(data))):
+        np.save(tmp_path / name, array)
+        volume = volumes.read_volume(tmp_path / name)
+        np.testing.assert_array_equal(volume.data, data)
+        assert volume.data.dtype == data.dtype.newbyteorder("=")
+        model = random_model()
+        result = pynca.predict(tmp_path / name, model, spacing=2)
+        np.testing.assert_array_equal(result.mask, pynca.segment(data, model))
+        assert result.volume is not None
+        assert result.volume.voxel_size == (2.0,) * len(shape)
+
+
+def test_without_spacing_the_models_is_assumed_and_said(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((5, 7)))
+    np.save(tmp_path / "y.npy", np.zeros((5, 7, 6)))
+    model = random_model(spacing=(1.0, 2.0, 3.0), axis=0)
+    with pytest.warns(UserWarning, match="the model's 2 x 3 mm are assumed; spacing=") as caught:
+        result = pynca.predict(tmp_path / "x.npy", model)
+    assert caught[0].filename == __file__
+    assert result.volume is not None
+    assert result.volume.spacing == (2.0, 3.0)
+    assert result.volume.voxel_volume is None
+    with pytest.warns(UserWarning, match="the model's 1 x 2 x 3 mm are assumed"):
+        result = pynca.predict(tmp_path / "y.npy", model)
+    assert result.volume is not None
+    assert result.volume.voxel_volume == 6.0
+
+
+def test_refuses_arrays(tmp_path: Path) -> None:
+    path = tmp_path / "x.npy"
+    for array, reason in (
+        (np.zeros(4), r"has shape \(4,\); it must be a slice with two axes or a volume with three"),
+        (np.zeros((2, 2, 2, 2)), r"has shape \(2, 2, 2, 2\)"),
+        (np.zeros((2, 2), complex), "holds complex numbers"),
+        (np.full((2, 2), np.nan), "holds 4 values of 4 that are not finite"),
+        (np.zeros((2, 2), "U3"), "holds no numbers"),
+    ):
+        np.save(path, array)
+        with pytest.raises(ValueError, match=rf"x\.npy {reason}"):
+            volumes.read_volume(path)
+    np.save(path, np.array([{}, 2], object), allow_pickle=True)
+    with pytest.raises(ValueError, match=r"x\.npy is damaged or cut short: .*[Oo]bjects"):
+        volumes.read_volume(path)
+    np.save(path, np.zeros((90, 90)))
+    whole = path.read_bytes()
+    for content, reason in (
+        (whole[:-1], "is damaged or cut short"),
+        (whole[:40], "is damaged or cut short"),
+        (b"", r"is not a \.npy file"),
+        (b"hello", r"is not a \.npy file"),
+        (whole.replace(b"(90, 90)", b"(90, 9**9)"), "is damaged"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=rf"x\.npy {reason}"):
+            volumes.read_volume(path)
+
+
+def test_other_names_are_refused(tmp_path: Path) -> None:
+    for name in ("x.txt", "x", "x.mha"):
+        (tmp_path / name).write_bytes(b"hello" * 99)
+        with pytest.raises(ValueError, match=rf"{name} is of no format that pynca reads by its name; it must be NIfTI"):
+            volumes.read_volume(tmp_path / name)
+
+
+# --- films ---------------------------------------------------------------------------------------------------
+
+AFFINE = np.array([[-1.0, 0, 0, 9], [0, 0, 2, 8], [0, 1.5, 0, 7], [0, 0, 0, 1]])
+
+
+@pytest.fixture
+def film(tmp_path: Path) -> Path:
+    """A cine of three volumes, ten milliseconds apart."""
+    image = nibabel.Nifti1Image(np.random.default_rng(5).random((6, 7, 5, 3)).astype(np.float32), AFFINE)
+    image.header.set_zooms((1, 1.5, 2, 10))
+    nibabel.save(image, tmp_path / "film.nii.gz")
+    return tmp_path / "film.nii.gz"
+
+
+def test_a_volume_of_a_film(film: Path) -> None:
+    data = np.asarray(nibabel.load(film).dataobj)
+    for source in (film, nibabel.load(film)):
+        for n in range(3):
+            np.testing.assert_array_equal(volumes.read_volume(source, volume=n).data, data[..., n], strict=True)
+        np.testing.assert_array_equal(volumes.read_volume(source, volume="all").data, data, strict=True)
+        with pytest.raises(ValueError, match=r"it holds 3 volumes; choose one with volume= \(--volume\), 0 to 2, or"):
+            volumes.read_volume(source)
+        for wrong in (-1, 3):
+            with pytest.raises(ValueError, match=f"holds 3 volumes, 0 to 2; volume is {wrong}"):
+                volumes.read_volume(source, volume=wrong)
+    with pytest.raises(TypeError):
+        volumes.read_volume(film, volume=1.5)  # type: ignore[arg-type]
+
+
+def test_one_volume_has_the_number_0(tmp_path: Path) -> None:
+    nibabel.save(nibabel.Nifti1Image(np.zeros((3, 4, 5, 1), np.uint8), AFFINE), tmp_path / "x.nii")
+    np.save(tmp_path / "x.npy", np.zeros((3, 4, 5)))
+    for name in ("x.nii", "x.npy"):
+        for which in (None, 0, "all"):
+            assert volumes.read_volume(tmp_path / name, volume=which).data.shape == (3, 4, 5)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="volume is 1"):
+            volumes.read_volume(tmp_path / name, volume=1)
+
+
+def test_a_film_is_its_volumes_one_by_one(film: Path, tmp_path: Path) -> None:
+    model = random_model()
+    whole = pynca.predict(volumes.read_volume(film, volume="all"), model, samples=2)
+    assert whole.mask.shape == (6, 7, 5, 3)
+    for n in range(3):
+        one = pynca.predict(volumes.read_volume(film, volume=n), model, samples=2)
+        np.testing.assert_array_equal(whole.mask[..., n], one.mask)
+        np.testing.assert_array_equal(whole.probability[..., n], one.probability)
+        assert whole.uncertainty is not None
+        np.testing.assert_array_equal(whole.uncertainty[..., n], one.uncertainty)
+        along = pynca.predict(volumes.read_volume(film, volume=n), model, axis=0)
+        np.testing.assert_array_equal(
+            pynca.predict(volumes.read_volume(film, volume="all"), model, axis=0).mask[..., n], along.mask
+        )
+    whole.save(tmp_path / "m.nii.gz")
+    whole.save_uncertainty(tmp_path / "u.nii")
+    mask = nibabel.load(tmp_path / "m.nii.gz")
+    np.testing.assert_array_equal(np.asarray(mask.dataobj), whole.mask)
+    np.testing.assert_array_equal(np.asarray(nibabel.load(tmp_path / "u.nii").dataobj), whole.uncertainty)
+    assert mask.header.get_zooms() == (1, 1.5, 2, 10)
+    np.testing.assert_array_equal(mask.affine, AFFINE)
+    with pytest.raises(ValueError, match="PNG holds one slice, TIFF a volume, NIfTI all"):
+        whole.save(tmp_path / "m.tif")
+
+
+# --- label tables -----------------------------------------------------------------------------------------
+
+
+def test_names_of_labels_are_in_the_header(tmp_path: Path) -> None:
+    volume = volumes.Volume(np.zeros((3, 4, 5), np.uint8), AFFINE, None, "x")
+    names = {1: "left <ventricle> & more", 7: "Höhle", 200: "z"}
+    volumes.save_mask(tmp_path / "m.nii.gz", volume.data, volume, names)
+    (extension,) = nibabel.load(tmp_path / "m.nii.gz").header.extensions
+    assert extension.get_code() == 30
+    content = extension.content if hasattr(extension, "content") else extension.get_content()
+    table = ElementTree.fromstring(content.rstrip(b"\0").decode())
+    labels = table.findall("VolumeInformation/LabelTable/Label")
+    assert {int(label.attrib["Key"]): label.text for label in labels} == {0: "background", **names}
+    colours = {tuple(label.attrib[part] for part in ("Red", "Green", "Blue")) for label in labels}
+    assert len(colours) == 4
+    assert all(0 <= float(part) <= 1 for colour in colours for part in colour)
+    volumes.save_map(tmp_path / "p.nii", volume.data, volume)
+    assert not nibabel.load(tmp_path / "p.nii").header.extensions
+    np.testing.assert_array_equal(volumes.read_volume(tmp_path / "m.nii.gz").data, volume.data)
+
+
+# --- folders ----------------------------------------------------------------------------------------------
+
+
+def test_inputs_in_a_folder(tmp_path: Path) -> None:
+    dicom = bytes(128) + b"DICM"
+    for name, content in {
+        "b.nii.gz": b"",
+        "a.PNG": b"",
+        "c.npy": b"",
+        "d.jpeg": b"",
+        "notes.txt": b"what it is" * 99,
+        "._b.nii.gz": b"",
+        ".hidden.png": b"",
+        "series/IM0001": dicom,
+        "series/IM0002": dicom,
+        "named/1.dcm": b"",
+        "reports/readme": b"x" * 200,
+        "deep/er/x.dcm": b"",
+        "medium/DICOMDIR": dicom,
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    names = [path.name for path in volumes.inputs_in(tmp_path)]
+    assert names == ["a.PNG", "b.nii.gz", "c.npy", "d.jpeg", "named", "series"]
+    assert volumes.inputs_in(tmp_path / "series") == [tmp_path / "series"]
+    assert volumes.inputs_in(str(tmp_path / "medium")) == []
+    (tmp_path / "series" / "x.nii").write_bytes(b"")
+    assert volumes.inputs_in(tmp_path / "series") == [tmp_path / "series", tmp_path / "series" / "x.nii"]
+    assert volumes.is_input(tmp_path / "series")
+    assert volumes.is_input(tmp_path / "series" / "IM0001")
+    assert not volumes.is_input(tmp_path / "reports")
+    assert not volumes.is_input(tmp_path / "medium" / "DICOMDIR")
+
+
+def test_names_of_results() -> None:
+    for source, name in {
+        "in/a.nii": "a.nii",
+        "a.b.nii.gz": "a.b.nii.gz",
+        "x.PNG": "x.PNG",
+        "x.jpg": "x.png",
+        "x.tif": "x.tif",
+        "x.npy": "x.npy",
+        "study.1/x.dcm": "x.nii.gz",
+        "in/1.2.840": "1.2.840.nii.gz",
+    }.items():
+        assert volumes.output_name(source) == name
+
+
+# --- the command ---------------------------------------------------------------------------------------------
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str, str]:
+    capsys.readouterr()
+    try:
+        code = cli.main(["segment", *map(str, arguments)])
+    except SystemExit as leaving:
+        code = leaving.code  # type: ignore[assignment]
+    return code, *capsys.readouterr()
+
+
+def test_a_film_at_the_command_line(film: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, film, tmp_path / "m.nii.gz")
+    assert code == 1
+    assert err.startswith(f"pynca: {film} has shape (6, 7, 5, 3): it holds 3 volumes; choose one with")
+    assert run(capsys, film, tmp_path / "m.nii.gz", "--volume", "1")[0] == 0
+    assert nibabel.load(tmp_path / "m.nii.gz").shape == (6, 7, 5)
+    arguments = ("--samples", "2", "--save-uncertainty", tmp_path / "u.nii.gz")
+    assert run(capsys, film, tmp_path / "m.nii.gz", "--volume", "all", *arguments)[0] == 0
+    assert nibabel.load(tmp_path / "m.nii.gz").shape == (6, 7, 5, 3)
+    assert nibabel.load(tmp_path / "u.nii.gz").get_data_dtype() == np.float32
+
+
+def test_a_picture_at_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image = pytest.importorskip("PIL.Image", reason="needs the extra image")
+    image.fromarray(np.arange(60, dtype=np.uint8).reshape(6, 10)).save(tmp_path / "x.jpg")
+    # not to the JPEG's own name; the line has no volume, which a picture has not
+    (tmp_path / "masks").mkdir()
+    code, out, err = run(capsys, tmp_path / "x.jpg", tmp_path / "masks", "--spacing", "1.4,1.2")
+    assert (code, err) == (0, "")
+    assert out.startswith(f"{tmp_path / 'masks' / 'x.png'}: hippocampus ")
+    assert " pixels" in out
+    assert " ml" not in out
+    assert volumes.read_label(tmp_path / "masks" / "x.png").data.shape == (6, 10)
+    code, out, err = run(capsys, tmp_path / "x.jpg", tmp_path / "m.nii.gz", "--spacing", "1")
+    assert (code, out) == (1, "")
+    assert "m.nii.gz cannot be written: " in err
+
+
+@pytest.mark.skipif(not (DATA / "dicom").is_dir(), reason=f"no DICOM series in {DATA}")
+def test_a_series_at_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    highdicom = pytest.importorskip("highdicom", reason="needs the extra dicom")
+    series = DATA / "dicom" / "study1"
+    assert run(capsys, series, tmp_path / "m.dcm", "--threads", "1")[0] == 0
+    assert run(capsys, series / "3.dcm", tmp_path / "m.nii.gz", "--threads", "1")[0] == 0
+    mask = np.asarray(nibabel.load(tmp_path / "m.nii.gz").dataobj)
+    assert mask.sum() == highdicom.seg.segread(tmp_path / "m.dcm").pixel_array.sum() > 1000
+    code, out, err = run(capsys, DATA / "dicom", tmp_path / "masks", "--threads", "1")
+    assert (code, err) == (0, "")
+    assert len(out.splitlines()) == 2
+    assert sorted(path.name for path in (tmp_path / "masks").glob("*.nii.gz")) == ["study1.nii.gz", "study2.nii.gz"]
+    np.testing.assert_array_equal(np.asarray(nibabel.load(tmp_path / "masks" / "study1.nii.gz").dataobj), mask)
+
+
+# --- what is not installed -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "extra"), [("x.dcm", "pydicom", "dicom"), ("x.png", "PIL", "image"), ("x.tif", "PIL", "image")]
+)
+def test_a_missing_library_is_one_sentence(
+    name: str,
+    module: str,
+    extra: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / name).write_bytes(b"whatever it is")
+    for loaded in [m for m in sys.modules if m.partition(".")[0] == module]:
+        monkeypatch.delitem(sys.modules, loaded)
+    monkeypatch.setitem(sys.modules, module, None)
+    code, out, err = run(capsys, tmp_path / name, tmp_path / "m.npy")
+    assert (code, out) == (1, "")
+    assert err.count("\n") == 1
+    assert f"needs {module}, which is not installed: run `pip install '.[{extra}]'` in the clone of pynca" in err
+
+
+def test_libraries_are_loaded_when_they_are_needed(tmp_path: Path) -> None:
+    code = (
+        "import sys, numpy, pynca.volumes as v; numpy.save('x.npy', numpy.zeros((2, 3))); v.read_volume('x.npy'); "
+        "sys.exit(len({'nibabel', 'pydicom', 'highdicom', 'PIL'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=False).returncode == 0
