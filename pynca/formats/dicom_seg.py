@@ -59,11 +59,11 @@ def write(path: Path, mask: UInt8Array, like: Volume, labels: Mapping[int, str])
                 software_versions=_version(),
                 device_serial_number="none",
                 omit_empty_frames=False,
-                content_date=first.get("StudyDate") or _NO_DATE,
-                content_time=first.get("StudyTime") or _NO_TIME,
                 series_description=f"Segmentation by pynca of {first.get('SeriesDescription', 'a series')}"[:_LONGEST],
-                specific_character_set="ISO_IR 192",
             )
+            content.SpecificCharacterSet = "ISO_IR 192"  # UTF-8, whatever the source has
+            content.ContentDate = first.get("StudyDate") or _NO_DATE
+            content.ContentTime = first.get("StudyTime") or _NO_TIME
             _make_repeatable(content, digest)
             with atomic_path(path) as temporary:
                 content.save_as(temporary)
