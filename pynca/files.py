@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 
@@ -33,10 +34,30 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise IsADirectoryError(f"{path} cannot be written: it is a folder; give the name of a file")
     # Not from tempfile: its files can be read by their owner only, and would stay so. Only the end of
     # the name, because a long name and a prefix may be longer than a file system allows.
-    temporary = path.with_name(f".{secrets.token_hex(8)}.{path.name[-24:]}")
+    temporary = path.with_name(f".{secrets.token_hex(8)}.{_tail(path)}")
     try:
         yield temporary
         os.replace(temporary, path)
     finally:
         with contextlib.suppress(OSError):  # after the replacement there is nothing left to remove
             temporary.unlink()
+
+
+def remove_leftovers(paths: Iterable[Path]) -> None:
+    """Remove what a process that was killed while it wrote one of these files has left beside it."""
+    tails: dict[Path, set[str]] = {}
+    for path in paths:
+        tails.setdefault(path.parent, set()).add(_tail(path))
+    for folder, names in tails.items():
+        with contextlib.suppress(OSError):  # there may be no folder yet, and what cannot be removed does no harm
+            for file in list(folder.iterdir()):
+                found = _TEMPORARY.fullmatch(file.name)
+                if found and found[1] in names:
+                    file.unlink()
+
+
+_TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.(.*)", re.DOTALL)
+
+
+def _tail(path: Path) -> str:
+    return path.name[-24:]

@@ -68,11 +68,17 @@ class Progress:
         self._drawn = now
         done = min(self._done / self._total, 1.0)
         bar = "#" * round(done * _CELLS)
-        left = f"{(now - self._start) * (1 - done) / done:.0f} s left" if self._done else ""
+        left = f"{_duration((now - self._start) * (1 - done) / done)} left" if self._done else ""
         room = max(_columns() - _CELLS - 24, 8)  # a line that is too long wraps and cannot be redrawn
         label = self._label if len(self._label) <= room else f"...{self._label[3 - room :]}"
         sys.stderr.write(f"\r{label} [{bar:<{_CELLS}}] {done:4.0%} {left}\x1b[K")
         sys.stderr.flush()
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"
 
 
 def _columns() -> int:

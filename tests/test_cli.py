@@ -62,6 +62,13 @@ def files(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
+def masks(folder: Path) -> set[str]:
+    """The files of a folder of results beside their manifest."""
+    found = files(folder)
+    assert "manifest.json" in found
+    return found - {"manifest.json"}
+
+
 class Result:
     """What a run of the command left behind."""
 
@@ -135,8 +142,9 @@ def test_import_info_segment_file_and_folder(reference: Path, data: Path, tmp_pa
 
     many = command("segment", "scans", "new/masks", "-m", "m.safetensors", "--threads", "1", cwd=tmp_path)
     assert (many.code, many.err) == (0, "")
-    assert len(many.out.splitlines()) == 2
-    assert files(tmp_path / "new") == {"masks/hippocampus_001.nii.gz", "masks/hippocampus_243.nii.gz"}
+    assert len(many.out.splitlines()) == 3
+    assert many.out.splitlines()[-1] == "new/masks: 2 done, 0 failed, 0 skipped, 0 to review"
+    assert masks(tmp_path / "new" / "masks") == {"hippocampus_001.nii.gz", "hippocampus_243.nii.gz"}
     assert (tmp_path / "new/masks/hippocampus_001.nii.gz").read_bytes() == (tmp_path / "mask.nii.gz").read_bytes()
 
 
@@ -149,7 +157,7 @@ def test_masks_are_those_of_segment(folder: Path, pynca_command: Any) -> None:
         (["--samples", "3", "--threads", "2"], {"samples": 3}),
         (["--seed", str(2**64 - 1), "--threads", "1"], {"seed": 2**64 - 1}),
     ):
-        assert pynca_command("segment", "scans", "masks", "-m", "model.safetensors", *options).code == 0
+        assert pynca_command("segment", "scans", "masks", "-m", "model.safetensors", "--overwrite", *options).code == 0
         for name in ("a.nii.gz", "b.nii", "c.nii.gz"):
             mask = nibabel.load(folder / "masks" / name)
             scan = nibabel.load(folder / "scans" / name)
@@ -191,10 +199,25 @@ def test_json_lines(folder: Path, pynca_command: Any) -> None:
     assert result.code == 1
     lines = [json.loads(line) for line in result.out.splitlines()]
     assert [Path(line["input"]).name for line in lines] == ["a.nii.gz", "b.nii", "bad.nii", "c.nii.gz"]
-    assert set(lines[2]) == {"input", "error"}
+    entry = {
+        "input",
+        "sha256",
+        "status",
+        "error",
+        "warnings",
+        "outputs",
+        "quality",
+        "reasons",
+        "nqm",
+        "labels",
+        "seconds",
+    }
+    assert set(lines[2]) == {*entry, "output"}
+    assert (lines[2]["status"], lines[2]["output"], lines[2]["labels"]) == ("failed", None, [])
     assert "bad.nii" in lines[2]["error"]
     for line in (*lines[:2], lines[3]):
-        assert set(line) == {"input", "output", "label", "voxels", "volume_ml", "seconds", "nqm"}
+        assert set(line) == {*entry, "output", "label", "voxels", "volume_ml"}
+        assert (line["status"], line["error"], line["outputs"]) == ("done", None, {"mask": line["output"]})
         mask = np.asarray(nibabel.load(folder / line["output"]).dataobj)
         assert line["voxels"] == np.count_nonzero(mask)
         assert line["volume_ml"] == pytest.approx(line["voxels"] * 3.0 / 1000, abs=1e-4)
@@ -202,7 +225,7 @@ def test_json_lines(folder: Path, pynca_command: Any) -> None:
         assert 0 < line["nqm"] < 1
         assert line["seconds"] > 0
     single = pynca_command("segment", "scan.nii.gz", "mask.nii", "-m", "model.safetensors", "--json")
-    assert "nqm" not in json.loads(single.out)
+    assert json.loads(single.out)["nqm"] is None
 
 
 def test_quiet_is_silent_but_for_errors(folder: Path, pynca_command: Any) -> None:
@@ -248,8 +271,9 @@ def test_a_folder_is_worked_through_to_the_end(folder: Path) -> None:
     (folder / "scans" / "notes.txt").write_text("not a scan")
     result = command("segment", "scans", "masks", "-m", "model.safetensors", cwd=folder)
     assert result.code == 1
-    assert files(folder / "masks") == {"a.nii.gz", "b.nii", "c.nii.gz"}
-    assert len(result.out.splitlines()) == 3
+    assert masks(folder / "masks") == {"a.nii.gz", "b.nii", "c.nii.gz"}
+    assert len(result.out.splitlines()) == 4
+    assert result.out.splitlines()[-1] == "masks: 3 done, 4 failed, 0 skipped, 0 to review"
     assert len(result.errors) == len(broken) + 1
     for name, line in zip(broken, result.errors, strict=False):
         assert line.startswith("pynca: ")
@@ -412,12 +436,12 @@ def test_names_that_are_no_text(folder: Path) -> None:
     (folder / "scans" / "b.nii").rename(folder / "scans" / name)
     for encoding in ("utf-8:strict", "ascii"):
         for option in ([], ["--json"]):
-            result = command(
-                "segment", "scans", "masks", "-m", "model.safetensors", *option, cwd=folder, PYTHONIOENCODING=encoding
-            )
+            arguments = ["segment", "scans", "masks", "-m", "model.safetensors", "--overwrite", "--stats", "s.csv"]
+            result = command(*arguments, *option, cwd=folder, PYTHONIOENCODING=encoding)
             assert (result.code, result.err) == (0, "")
-            assert len(result.out.splitlines()) == 3
-            assert files(folder / "masks") == {"a.nii.gz", name, "c.nii.gz"}
+            assert len(result.out.splitlines()) == (3 if option else 4)
+            assert masks(folder / "masks") == {"a.nii.gz", name, "c.nii.gz"}
+            assert b"\ncaf\\udce9\x1b.nii," in (folder / "s.csv").read_bytes()
             (folder / "masks" / name).unlink()
 
 
@@ -466,7 +490,7 @@ def test_the_work_goes_on_without_a_reader(folder: Path) -> None:
     run = subprocess.run(arguments, cwd=folder, stdout=write, stderr=subprocess.PIPE, timeout=LIMIT)
     os.close(write)
     assert (run.returncode, run.stderr) == (0, b"")
-    assert files(folder / "masks") == {"a.nii.gz", "b.nii", "c.nii.gz"}
+    assert masks(folder / "masks") == {"a.nii.gz", "b.nii", "c.nii.gz"}
 
 
 @posix
@@ -514,7 +538,7 @@ def test_a_bar_on_a_terminal(folder: Path) -> None:
     arguments = ["segment", "scans", "masks", "-m", "model.safetensors"]
     code, out, drawn = on_a_terminal(arguments, folder)
     assert code == 1
-    assert len(out.splitlines()) == 3
+    assert len(out.splitlines()) == 4
     assert all(name in drawn for name in ("a.nii.gz [", "b.nii [", "bad.nii [", "c.nii.gz ["))
     assert "  0%" in drawn
     assert " 75%" in drawn
@@ -524,7 +548,7 @@ def test_a_bar_on_a_terminal(folder: Path) -> None:
     assert last.endswith("pynca: 1 of 4 files failed")
 
     for option in ("-q", "--json"):
-        assert on_a_terminal([*arguments, option], folder)[2].count("[") == 0
+        assert on_a_terminal([*arguments, "--overwrite", option], folder)[2].count("[") == 0
     piped = command(*arguments, cwd=folder)
     assert "\r" not in piped.err
     assert "[" not in piped.err.replace("[Errno", "")
@@ -569,7 +593,7 @@ def test_interrupted(folder: Path) -> None:
     assert (result.code, result.err) == (130, "pynca: interrupted\n")
     done = len(result.out.splitlines())
     assert 1 <= done < 40
-    written = sorted(files(folder / "masks"))
+    written = sorted(masks(folder / "masks"))
     assert len(written) in (done, done + 1)
     assert written == [f"{n:02}.nii.gz" for n in range(len(written))]
     for name in written:

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from ..errors import sentence
+
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -34,15 +36,6 @@ def check_model(model: Path) -> None:
 
     if zoo.find(str(model)) is None and not model.exists():
         raise WrongUse(f"{model} does not exist; bundled models are {', '.join(zoo.names())}, others are files")
-
-
-def sentence(error: object) -> str:
-    """Say what went wrong, on one line."""
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    if isinstance(error, MemoryError):
-        return "there is not enough memory"
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def fail(error: object, code: int, source: Path | None = None) -> int:

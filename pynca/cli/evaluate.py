@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .common import DONE, FAILED, MODEL, WrongUse, check_model, fail, sentence, whole
+from ..errors import sentence
+from .common import DONE, FAILED, MODEL, WrongUse, check_model, fail, whole
 
 if TYPE_CHECKING:
     from .common import Commands

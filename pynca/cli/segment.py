@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
-import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .common import DONE, FAILED, MODEL, WrongUse, check_model, fail, plain, sentence, show, whole
+from .common import DONE, FAILED, MODEL, WrongUse, check_model, fail, plain, print_warning, show, whole
 
 if TYPE_CHECKING:
-    from ..model import Model
+    from ..layouts import Job
+    from ..manifest import Entry, Manifest
     from .common import Commands
 
-    Outputs = tuple[Path, Path | None, Path | None]  # mask, probability, uncertainty
+
+FORMATS = ("nii.gz", "nii", "dcm", "png", "tif", "npy")
 
 
 def add(commands: Commands) -> None:
@@ -25,8 +28,11 @@ def add(commands: Commands) -> None:
         help="segment an image, or a folder of them",
         description="Segment IN, an image or a folder of them, and write masks with its geometry. Images are NIfTI, "
         "DICOM series (a folder, or one of its files), PNG, TIFF, JPEG and .npy. OUT's ending says what is written: "
-        ".nii, .nii.gz, .dcm (DICOM SEG), .png, .tif or .npy.",
-        epilog="A folder is worked through to the end even if a file fails; the exit code is then 1.",
+        ".nii, .nii.gz, .dcm (DICOM SEG), .png, .tif or .npy. Where IN is a folder, OUT mirrors it and those in it; a "
+        "BIDS dataset becomes a BIDS derivative, and nnU-Net's _0000 is left out.",
+        epilog="A folder is worked through to the end even if a file fails; the exit code is then 1. OUT/manifest.json "
+        "says what was made from what, and how. The same command goes on where it was interrupted: what is done is "
+        "kept unless its input has changed.",
     )
     command.add_argument("input", metavar="IN", type=Path, help="an image, or a folder of them")
     command.add_argument("output", metavar="OUT", type=Path, help="the mask to write; a folder where IN is one")
@@ -38,17 +44,27 @@ def add(commands: Commands) -> None:
     command.add_argument(
         "--threads", type=whole, metavar="N", help="threads (default: PYNCA_NUM_THREADS, else all usable CPUs)"
     )
+    for kind, what in (("probability", "the probability"), ("uncertainty", "how far the runs of --samples differ")):
+        command.add_argument(
+            f"--save-{kind}", type=Path, metavar="FILE", help=f"also write {what}; a folder where IN is one"
+        )
     command.add_argument(
-        "--save-probability", type=Path, metavar="FILE", help="also write the probability; a folder where IN is one"
-    )
-    command.add_argument(
-        "--save-uncertainty", type=Path, metavar="FILE", help="also write how much the runs of --samples differ"
+        "--format", choices=FORMATS, metavar="F", help=f"of the masks of a folder: {', '.join(FORMATS)} (default: IN's)"
     )
     command.add_argument(
         "--volume", type=_volume, metavar="N", help="which volume of a 4D NIfTI file, counted from 0, or all"
     )
     command.add_argument(
         "--spacing", type=_spacing, metavar="MM", help="size of a picture's pixels, as 1.4 or 1.4,1.2 for rows, columns"
+    )
+    command.add_argument(
+        "--stats", type=Path, metavar="CSV", help="also write volume, extent, mean probability and NQM of each label"
+    )
+    there = command.add_mutually_exclusive_group()
+    there.add_argument("--skip-existing", action="store_true", help="leave inputs alone whose mask exists")
+    there.add_argument("--overwrite", action="store_true", help="begin anew in a folder, and replace what is there")
+    command.add_argument(
+        "--bids-suffix", default="T1w", metavar="S", help="which images of a BIDS dataset to take (default T1w)"
     )
     command.add_argument("--json", action="store_true", help="print one JSON object a file instead of text")
     command.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
@@ -58,105 +74,83 @@ def add(commands: Commands) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the command and return its exit code."""
     from .. import _core
+    from ..batch import Options, open_manifest, run_case, unfinished
     from ..config import thread_count
+    from ..layouts import describe_derivative, is_bids
+    from ..manifest import model_file
     from ..model import load_model
     from ..progress import Progress
     from ..rule import whole_number
+    from ..statistics import write_statistics
 
     try:
         threads = thread_count(arguments.threads)
         _core.isa()
-        whole_number(arguments.samples, "--samples", 1, _core.MAX_SAMPLES)
-        whole_number(arguments.seed, "--seed", 0, 2**64 - 1)
-        if arguments.save_uncertainty is not None and arguments.samples < 2:
-            raise WrongUse("--save-uncertainty needs --samples of 2 or more")
-        cases = _cases(arguments.input, arguments.output, arguments.save_probability, arguments.save_uncertainty)
+        samples = whole_number(arguments.samples, "--samples", 1, _core.MAX_SAMPLES)
+        seed = whole_number(arguments.seed, "--seed", 0, 2**64 - 1)
+        options = Options(seed, samples, arguments.volume, arguments.spacing)
+        if arguments.save_uncertainty is not None and samples == 1:
+            raise WrongUse("--save-uncertainty needs --samples of 2 or more; a single run has none")
         check_model(arguments.model)
+        identity = model_file(arguments.model)
+        jobs, folder = _jobs(arguments, identity.name)
     except ValueError as error:
         raise WrongUse(str(error)) from None
     model = load_model(arguments.model)
+    policy = {"overwrite": arguments.overwrite, "skip_existing": arguments.skip_existing}
+    try:
+        manifest = open_manifest(folder, jobs, identity, options, **policy)
+    except ValueError as error:
+        raise WrongUse(str(error)) from None
+    if folder is not None and is_bids(arguments.input):
+        describe_derivative(folder, identity.name, model.labels)
+
     quiet = arguments.quiet or arguments.json
-    failed = 0
-    alone = len(cases) == 1 and not quiet  # then the bar counts slices, else files
-    with Progress(len(cases), enabled=not quiet and not alone) as bar:
-        for source, outputs in cases:
-            bar.advance(0, label=source.name)
-            try:
-                report = _segment_case(source, outputs, model, arguments, threads, progress=alone)
-            except (ValueError, OSError, MemoryError, ImportError) as error:
-                failed += 1
+    left = unfinished(jobs, manifest, skip_existing=arguments.skip_existing, progress=not quiet)
+    names = {job.name for job in left}
+    alone = len(jobs) == 1 and not quiet  # then the bar counts slices, else files
+    with manifest, Progress(len(left), enabled=not quiet and not alone) as bar:
+        for job in jobs:
+            if job.name in names:
+                bar.advance(0, label=job.name)
+                manifest.add(run_case(job, model, options, manifest, threads=threads, progress=alone))
                 bar.erase()
-                fail(error, FAILED, source)
-                report = {"input": str(source), "error": sentence(error)}
-            else:
-                if not quiet:
-                    bar.erase()
-                    show(_line(report))
-            if arguments.json:
-                show(json.dumps(report))
-            bar.advance()
-    if failed and len(cases) > 1:
-        print(f"pynca: {failed} of {len(cases)} files failed", file=sys.stderr)
+            entry = manifest.cases[job.name]
+            _print_case(job, entry, new=job.name in names, as_json=arguments.json, quiet=quiet)
+            bar.advance(job.name in names)
+    if arguments.stats is not None:
+        arguments.stats.parent.mkdir(parents=True, exist_ok=True)
+        write_statistics(arguments.stats, [(entry.input, entry.labels) for entry in manifest.entries()])
+    failed = sum(manifest.cases[job.name].status == "failed" for job in jobs)
+    if folder is not None and not quiet:
+        show(_summary(folder, manifest, kept=len(jobs) - len(left)))
+    if failed and len(jobs) > 1:
+        print(f"pynca: {failed} of {len(jobs)} files failed", file=sys.stderr)
     return FAILED if failed else DONE
 
 
-def _segment_case(
-    source: Path,
-    outputs: Outputs,
-    model: Model,
-    arguments: argparse.Namespace,
-    threads: int,
-    *,
-    progress: bool,
-) -> dict[str, object]:
-    """Segment one file, write what was asked for, and return what to say of it."""
-    import numpy as np
+def _jobs(arguments: argparse.Namespace, title: str) -> tuple[list[Job], Path | None]:
+    """Find the inputs and name their outputs, and refuse what cannot be meant."""
+    from ..layouts import find_jobs
+    from ..manifest import FILE
 
-    from ..segmentation import predict
-    from ..volumes import check_output, read_volume
-
-    mask, probability, uncertainty = outputs
-    start = time.perf_counter()
-    volume = read_volume(source, volume=arguments.volume, spacing=arguments.spacing)
-    check_output(mask, volume)
-    for path in (probability, uncertainty):
-        if path is not None:
-            check_output(path, volume, of_map=True)
-    result = predict(volume, model, seed=arguments.seed, samples=arguments.samples, threads=threads, progress=progress)
-    for path in outputs:
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-    if probability is not None:
-        result.save_probability(probability)
-    if uncertainty is not None:
-        result.save_uncertainty(uncertainty)
-    result.save(mask)
-    assert result.volume is not None
-    size = result.volume.voxel_volume
-    voxels = int(np.count_nonzero(result.mask))
-    report: dict[str, object] = {
-        "input": str(source),
-        "output": str(mask),
-        "label": next(iter(model.labels.values())),
-        "voxels": voxels,
-        "volume_ml": None if size is None else round(voxels * size / 1000, 4),
-        "seconds": round(time.perf_counter() - start, 3),
+    wanted = {
+        "mask": arguments.output,
+        "probability": arguments.save_probability,
+        "uncertainty": arguments.save_uncertainty,
     }
-    if result.nqm is not None:
-        report["nqm"] = None if np.isnan(result.nqm) else round(result.nqm, 5)
-    return report
-
-
-def _line(report: dict[str, object]) -> str:
-    size = f"{report['voxels']} pixels"
-    if report["volume_ml"] is not None:
-        size = f"{report['volume_ml']:.3f} ml ({report['voxels']} voxels)"
-    line = f"{report['output']}: {plain(str(report['label']))} {size}"
-    if report["voxels"] == 0:
-        line += ", nothing found"
-    if report.get("nqm") is not None:
-        line += f", NQM {report['nqm']:.4f}"
-    return f"{line}, {report['seconds']:.2f} s"
+    places = {kind: place for kind, place in wanted.items() if place is not None}
+    jobs, folder = find_jobs(
+        arguments.input, places, title=title, suffix=arguments.bids_suffix, ending=arguments.format
+    )
+    stats = arguments.stats
+    if stats is not None:
+        files = {os.path.realpath(path) for job in jobs for path in (job.source, *job.outputs.values())}
+        if os.path.realpath(stats) in {*files, os.path.realpath(arguments.output / FILE)}:
+            raise WrongUse(f"{stats} would be overwritten; --stats needs a file of its own")
+        if stats.is_dir():
+            raise WrongUse(f"{stats} is a folder; --stats is the name of a file, such as {stats / 'volumes.csv'}")
+    return jobs, folder
 
 
 def _volume(text: str) -> int | str:
@@ -170,42 +164,46 @@ def _spacing(text: str) -> list[float]:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size in mm, nor sizes with commas between") from None
 
 
-def _cases(
-    source: Path, output: Path, probability: Path | None, uncertainty: Path | None
-) -> list[tuple[Path, Outputs]]:
-    """Pair each input with its outputs, and refuse what would overwrite an input or cannot be written."""
-    from ..volumes import check_output, inputs_in, is_volume_path, output_name
+def _print_case(job: Job, entry: Entry, *, new: bool, as_json: bool, quiet: bool) -> None:
+    """Say what became of a case; of one that was done before only where a program reads it."""
+    if new:
+        for text in entry.warnings:
+            print_warning(text, UserWarning, "", 0)
+    if new and entry.error is not None:
+        fail(entry.error, FAILED)
+    if as_json:
+        show(json.dumps(_record(job, entry)))
+    elif not quiet and entry.status == "skipped":
+        show(f"{job.outputs['mask']}: skipped, since it is there already")
+    elif not quiet and new and entry.status == "done":
+        show(_line(job, entry))
 
-    if not source.exists():
-        raise WrongUse(f"{source} does not exist; IN is an image, or a folder of them")
-    if source.is_dir() and (inputs := inputs_in(source)) != [source]:
-        if not inputs:
-            raise WrongUse(f"{source} holds no image that pynca reads")
-        for folder in (output, probability, uncertainty):
-            if folder is None:
-                continue
-            if folder.exists() and not folder.is_dir():
-                raise WrongUse(f"{folder} is a file; for a folder of volumes it must be a folder")
-            if is_volume_path(folder):
-                raise WrongUse(f"{folder} is named like a file; for a folder of volumes it must be a folder")
-            if folder.resolve() == source.resolve():
-                raise WrongUse(f"{folder} is the folder of the inputs; masks would overwrite them, choose another")
-        cases = [
-            (path, (output / name, probability and probability / name, uncertainty and uncertainty / name))
-            for path, name in zip(inputs, map(output_name, inputs), strict=True)
-        ]
-    else:
-        if output.is_dir():
-            output = output / output_name(source)
-        check_output(output, None)
-        for path in (probability, uncertainty):
-            if path is not None:
-                check_output(path, None, of_map=True)
-        cases = [(source, (output, probability, uncertainty))]
-    for path, outputs in cases:
-        written = [p.resolve() for p in outputs if p is not None]
-        if path.resolve() in written:
-            raise WrongUse(f"{path} would be overwritten; choose another OUT")
-        if len(set(written)) < len(written):
-            raise WrongUse(f"{outputs[0]} is named twice; mask and probability need a file each")
-    return cases
+
+def _record(job: Job, entry: Entry) -> dict[str, object]:
+    """Return an entry of the manifest with its paths as the command was given them, and its first label for itself."""
+    outputs = {kind: str(job.outputs[kind]) for kind in entry.outputs if kind in job.outputs}
+    record = {**asdict(entry), "input": str(job.source), "output": outputs.get("mask"), "outputs": outputs}
+    if entry.labels:
+        first = entry.labels[0]
+        record |= {"label": first.name, "voxels": first.voxels, "volume_ml": first.volume_ml}
+    return record
+
+
+def _line(job: Job, entry: Entry) -> str:
+    label = entry.labels[0]
+    size = f"{label.voxels} pixels" if label.volume_ml is None else f"{label.volume_ml:.3f} ml ({label.voxels} voxels)"
+    line = f"{job.outputs['mask']}: {plain(label.name)} {size}"
+    if label.voxels == 0:
+        line += ", nothing found"
+    if entry.nqm is not None:
+        line += f", NQM {entry.nqm:.4f}"
+    return f"{line}, {entry.seconds:.2f} s"
+
+
+def _summary(folder: Path, manifest: Manifest, kept: int) -> str:
+    count = manifest.summary()
+    before = f" ({kept} before)" if kept else ""
+    return (
+        f"{folder}: {count['done']} done{before}, {count['failed']} failed, {count['skipped']} skipped, "
+        f"{count['review']} to review"
+    )

@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .common import DONE, WrongUse, sentence, whole
+from ..errors import sentence
+from .common import DONE, WrongUse, whole
 
 if TYPE_CHECKING:
     from .common import Commands

@@ -1,0 +1,245 @@
+"""Cases one after the other: what is left to do of a folder, and one of them done."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from . import _core
+from .errors import sentence
+from .files import remove_leftovers
+from .layouts import Job
+from .manifest import FILE, Entry, Manifest, ModelFile, digest
+from .model import Model
+from .progress import Progress
+from .segmentation import Segmentation, predict
+from .statistics import label_statistics, rounded
+from .volumes import check_output, read_volume
+
+# How each kind of result is written. The mask comes last: where there is one, there is the rest
+_WRITERS: Mapping[str, Callable[[Segmentation, Path], None]] = {
+    "probability": Segmentation.save_probability,
+    "uncertainty": Segmentation.save_uncertainty,
+    "mask": Segmentation.save,
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a result depends on beside its input and the model.
+
+    Parameters
+    ----------
+    seed, samples : int
+        As of `pynca.predict`.
+    volume, spacing
+        As of `pynca.volumes.read_volume`.
+    """
+
+    seed: int = 0
+    samples: int = 1
+    volume: int | Literal["all"] | None = None
+    spacing: Sequence[float] | None = None
+
+    def recorded(self) -> dict[str, object]:
+        """Return what a manifest records: these, and the arithmetic, within which results agree to the bit."""
+        isa = _core.isa()
+        exact = isa != "baseline" and isa not in _core.half_isas()
+        return {**asdict(self), "arithmetic": "fused" if exact else isa}
+
+
+def run_case(
+    job: Job,
+    model: Model,
+    options: Options,
+    manifest: Manifest,
+    *,
+    threads: int | None = None,
+    progress: bool = False,
+) -> Entry:
+    """Segment one case and write its results; whatever is wrong with it ends up in the entry.
+
+    Parameters
+    ----------
+    job : Job
+    model : Model
+    options : Options
+    manifest : Manifest
+        Names the results; the entry is not added to it.
+    threads, progress
+        As of `pynca.predict`.
+
+    Returns
+    -------
+    Entry
+        Done or failed. A case of a folder that failed leaves no result, not even an older one.
+    """
+    start = time.perf_counter()
+    sha256 = None
+    with warnings.catch_warnings(record=True) as doubts:
+        warnings.simplefilter("always")
+        try:
+            sha256 = digest(job.source)
+            volume = read_volume(job.source, volume=options.volume, spacing=options.spacing)
+            for kind, path in job.outputs.items():
+                check_output(path, volume, of_map=kind != "mask")
+            result = predict(
+                volume,
+                model,
+                seed=options.seed,
+                samples=options.samples,
+                threads=threads,
+                progress=progress,
+            )
+            for kind, write in _WRITERS.items():
+                if kind in job.outputs:
+                    job.outputs[kind].parent.mkdir(parents=True, exist_ok=True)
+                    write(result, job.outputs[kind])
+            entry = Entry(
+                job.name,
+                sha256,
+                "done",
+                outputs={kind: manifest.relative(path) for kind, path in job.outputs.items()},
+                nqm=rounded(result.nqm),
+                labels=label_statistics(result),
+            )
+        except Exception as error:  # whatever one file brings about, the others can still be done
+            if manifest.folder is not None:
+                _remove(job)
+            text = sentence(error)
+            entry = Entry(job.name, sha256, "failed", text if str(job.source) in text else f"{job.source}: {text}")
+    said = [" ".join(str(doubt.message).split()) for doubt in doubts]
+    return replace(entry, warnings=said, seconds=round(time.perf_counter() - start, 3))
+
+
+def open_manifest(
+    folder: Path | None,
+    jobs: Sequence[Job],
+    model: ModelFile,
+    options: Options,
+    *,
+    overwrite: bool = False,
+    skip_existing: bool = False,
+) -> Manifest:
+    """Return the manifest to go on with, or a new one.
+
+    Parameters
+    ----------
+    folder : path or None
+        The folder of results; None for a single file, which is replaced like any file.
+    jobs : sequence of Job
+    model, options
+    overwrite : bool
+        Begin anew, and replace what is there.
+    skip_existing : bool
+        Leave alone what is there.
+
+    Raises
+    ------
+    ValueError
+        What lies in the folder was made by another model or with other options, or by nobody knows what.
+    OSError
+        The manifest cannot be read.
+    """
+    new = Manifest(folder, model, options.recorded())
+    if folder is None:
+        return new
+    remove_leftovers([folder / FILE, *(path for job in jobs for path in job.outputs.values())])
+    if overwrite:
+        return new
+    if (folder / FILE).exists():
+        manifest = Manifest.read(folder)
+        differing = manifest.differences(new)
+        if differing:
+            what = " and ".join(differing)
+            raise ValueError(f"{folder} was made with {what}; choose another OUT, or give --overwrite to begin anew")
+    else:
+        manifest = new
+    if not skip_existing:
+        for job in jobs:
+            _check_unknown(job, manifest)
+    return manifest
+
+
+def unfinished(
+    jobs: Sequence[Job], manifest: Manifest, *, skip_existing: bool = False, progress: bool = False
+) -> list[Job]:
+    """Return the jobs that are left to do, and enter the others into the manifest.
+
+    A case that was done is kept if its input has not changed and its results are there. Cases whose
+    inputs are gone stay in the manifest as long as their results are there.
+
+    Warns
+    -----
+    UserWarning
+        An input has changed since it was segmented.
+    """
+    names = {job.name for job in jobs}
+    for entry in manifest.entries():
+        if entry.input not in names and not (entry.outputs and _is_there(entry, manifest)):
+            manifest.remove(entry.input)
+    left = []
+    with Progress(len(jobs), "looking at what is done", enabled=progress and bool(manifest.cases)) as bar:
+        for job in jobs:
+            if not _is_kept(job, manifest, skip_existing=skip_existing):
+                manifest.remove(job.name)
+                left.append(job)
+            bar.advance()
+    manifest.pending = {job.name for job in left}
+    return left
+
+
+def _is_kept(job: Job, manifest: Manifest, *, skip_existing: bool) -> bool:
+    """Tell whether a job's results stay as they are; if they are another's, the manifest says so."""
+    earlier = manifest.cases.get(job.name)
+    there = job.outputs["mask"].exists()
+    sha256 = _digest(job.source) if earlier is not None or (skip_existing and there) else None
+    if earlier is not None and earlier.status == "done":
+        if sha256 is not None and sha256 == earlier.sha256:
+            outputs = {kind: manifest.relative(path) for kind, path in job.outputs.items()}
+            complete = outputs.items() <= earlier.outputs.items() and _is_there(earlier, manifest)
+            return complete or (skip_existing and there)
+        if sha256 is not None and there and not skip_existing:
+            warnings.warn(f"{job.source} has changed since it was segmented; it is segmented anew", stacklevel=3)
+    if there and (skip_existing or (earlier is not None and earlier.status == "skipped")):
+        outputs = {kind: manifest.relative(path) for kind, path in job.outputs.items() if path.exists()}
+        manifest.put(Entry(job.name, sha256, "skipped", outputs=outputs))
+        return True
+    return False
+
+
+def _check_unknown(job: Job, manifest: Manifest) -> None:
+    """Refuse to replace what no earlier run of this kind has made: it may be somebody's work."""
+    earlier = manifest.cases.get(job.name)
+    if job.name in manifest.pending or (earlier is not None and earlier.status == "skipped"):
+        return
+    made = set() if earlier is None else set(earlier.outputs.values())
+    for path in job.outputs.values():
+        if path.exists() and manifest.relative(path) not in made:
+            raise ValueError(
+                f"{path} is there already and {manifest.folder}/{FILE} does not say what made it; "
+                "--skip-existing leaves it alone, --overwrite replaces it"
+            )
+
+
+def _is_there(entry: Entry, manifest: Manifest) -> bool:
+    assert manifest.folder is not None
+    return all((manifest.folder / path).exists() for path in entry.outputs.values())
+
+
+def _digest(path: Path) -> str | None:
+    try:
+        return digest(path)
+    except OSError:  # whoever reads it next will say so
+        return None
+
+
+def _remove(job: Job) -> None:
+    for path in job.outputs.values():
+        with contextlib.suppress(OSError):
+            path.unlink()

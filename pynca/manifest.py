@@ -1,0 +1,261 @@
+"""The manifest of a folder of results: what they were made from, by which model, and how it went."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, get_args
+
+from .files import atomic_path
+from .statistics import LabelStatistics
+
+FILE = "manifest.json"
+SCHEMA = 1
+Status = Literal["done", "failed", "skipped"]
+
+# Up to so many cases the manifest is written after each; beyond, not more than once in so many seconds, since
+# writing all cases after each takes time that grows with their square
+_CASES, _SECONDS = 1000, 1.0
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One case of a manifest.
+
+    Attributes
+    ----------
+    input : str
+        Path relative to the folder of inputs, with forward slashes; a single file's name.
+    sha256 : str or None
+        `digest` of the input; None where it could not be read.
+    status : {"done", "failed", "skipped"}
+        Skipped is a case whose mask was there before, and not by this manifest's doing.
+    error : str or None
+        Why it failed, as one sentence.
+    warnings : list of str
+    outputs : mapping of str to str
+        Kind ("mask", "probability", "uncertainty", "preview") to path, relative to the folder of results.
+    quality : {"ok", "review"} or None
+        None where nothing judged it.
+    reasons : list of str
+        Why it should be reviewed.
+    nqm : float or None
+        As of `pynca.Segmentation`.
+    labels : list of LabelStatistics
+    seconds : float
+    """
+
+    input: str
+    sha256: str | None
+    status: Status
+    error: str | None = None
+    warnings: list[str] = field(default_factory=list)
+    outputs: Mapping[str, str] = field(default_factory=dict)
+    quality: str | None = None
+    reasons: list[str] = field(default_factory=list)
+    nqm: float | None = None
+    labels: list[LabelStatistics] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """Which model made the results: its name, the name of its file, and what identifies its content."""
+
+    name: str
+    file: str
+    sha256: str
+
+
+class Manifest:
+    """What is known of a folder of results, kept up to date in its ``manifest.json``.
+
+    Used in a ``with`` statement, it is written before the block and after it, however the block ends, and
+    in between after each case, of thousands once a second. A reader finds an older or a newer one, never
+    half of one.
+
+    Parameters
+    ----------
+    folder : path or None
+        The folder of results; None keeps nothing, as for a single file.
+    model : ModelFile
+    options : mapping of str to value
+        Everything but the model that the results depend on.
+    """
+
+    def __init__(self, folder: Path | None, model: ModelFile, options: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self.version = _version()
+        self.model = model
+        self.options = dict(options)
+        self.started = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        self.cases: dict[str, Entry] = {}
+        self.pending: set[str] = set()  # cases of this run that are still to be done
+        self._before = 0.0  # seconds of earlier runs
+        self._begin = time.monotonic()
+        self._lines: dict[str, str] = {}
+        self._saved = 0.0
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest:
+        """Read the manifest of a folder.
+
+        Raises
+        ------
+        ValueError
+            It is damaged or of another kind.
+        OSError
+            It is not there or cannot be read.
+        """
+        path = folder / FILE
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if content["schema"] != SCHEMA:
+                raise ValueError(f"it has schema {content['schema']!r}, and this pynca reads {SCHEMA}")
+            manifest = cls(folder, ModelFile(**content["model"]), content["options"])
+            manifest.version, manifest.started = content["pynca"], content["started"]
+            manifest._before = float(content["seconds"])
+            manifest.pending = set(content["pending"])
+            for case in content["cases"]:
+                manifest.put(_entry(case))
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{path} is damaged or not pynca's ({reason}); remove it, or give --overwrite") from None
+        return manifest
+
+    def __enter__(self) -> Manifest:
+        self._save()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._save()
+
+    def put(self, entry: Entry) -> None:
+        """Enter a case, in place of an earlier entry."""
+        self.cases[entry.input] = entry
+        self._lines[entry.input] = json.dumps(asdict(entry))
+
+    def add(self, entry: Entry) -> None:
+        """Enter a case that was worked on, and write the manifest."""
+        self.put(entry)
+        self.pending.discard(entry.input)
+        if len(self.cases) <= _CASES or time.monotonic() - self._saved > _SECONDS:
+            self._save()
+
+    def remove(self, name: str) -> None:
+        """Forget a case."""
+        self.cases.pop(name, None)
+        self._lines.pop(name, None)
+
+    def entries(self) -> list[Entry]:
+        """Return the cases, sorted by input."""
+        return [self.cases[name] for name in sorted(self.cases)]
+
+    def summary(self) -> dict[str, int]:
+        """Count the cases that were done, failed, were skipped, and should be reviewed."""
+        count = {status: sum(entry.status == status for entry in self.cases.values()) for status in get_args(Status)}
+        return {**count, "review": sum(entry.quality == "review" for entry in self.cases.values())}
+
+    def differences(self, other: Manifest) -> list[str]:
+        """Say in which ways these results were made otherwise than another manifest's."""
+        found = []
+        if self.model.sha256 != other.model.sha256:
+            mine, theirs = (f"{model.name} ({model.sha256[:12]})" for model in (self.model, other.model))
+            found.append(f"model {mine}, not {theirs}")
+        if self.version != other.version:
+            found.append(f"pynca {self.version}, not {other.version}")
+        for name in sorted({*self.options, *other.options}):
+            mine, theirs = (str(options.get(name, "unknown")) for options in (self.options, other.options))
+            if mine != theirs:
+                found.append(f"{name} {mine}, not {theirs}")
+        return found
+
+    def relative(self, path: Path) -> str:
+        """Return a path as the manifest names it: relative to the folder of results, with forward slashes."""
+        if self.folder is None:
+            return path.name
+        try:
+            return Path(os.path.relpath(path, self.folder)).as_posix()
+        except ValueError:  # another drive
+            return path.absolute().as_posix()
+
+    def _save(self) -> None:
+        if self.folder is None:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with atomic_path(self.folder / FILE) as beside:
+            beside.write_text(self._text(), encoding="utf-8")
+        self._saved = time.monotonic()
+
+    def _text(self) -> str:
+        """Return the manifest with one case a line; lines are kept, so that a thousandth case costs no more."""
+        head = {
+            "schema": SCHEMA,
+            "pynca": self.version,
+            "model": asdict(self.model),
+            "options": self.options,
+            "started": self.started,
+            "seconds": round(self._before + time.monotonic() - self._begin, 3),
+            "pending": sorted(self.pending),
+        }
+        parts = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in head.items()]
+        cases = ",\n  ".join(self._lines[name] for name in sorted(self._lines))
+        parts += [f'"cases": [\n  {cases}\n]' if cases else '"cases": []', f'"summary": {json.dumps(self.summary())}']
+        return "{" + ",\n".join(parts) + "}\n"
+
+
+def digest(path: str | os.PathLike[str]) -> str:
+    """Return the SHA-256 of a file, or of a folder: that of the names and SHA-256s of its files, sorted by name.
+
+    Hidden files and folders in a folder do not count.
+
+    Raises
+    ------
+    OSError
+        Something cannot be read.
+    """
+    path = Path(path)
+    hasher = hashlib.sha256()
+    if path.is_dir():
+        for file in sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith(".")):
+            hasher.update(os.fsencode(file.name) + b"\0" + digest(file).encode())
+    else:
+        with open(path, "rb") as stream:
+            while block := stream.read(2**20):
+                hasher.update(block)
+    return hasher.hexdigest()
+
+
+def model_file(path: str | os.PathLike[str], name: str = "") -> ModelFile:
+    """Identify a model file, or a bundled model by its name; ``name`` is what its card calls it."""
+    from . import zoo
+
+    file = zoo.find(str(path)) or Path(path)
+    return ModelFile(name or file.stem, file.name, digest(file))
+
+
+def _entry(case: dict[str, Any]) -> Entry:
+    """Read a case, and check what is used of it again."""
+    entry = Entry(**{**case, "labels": [LabelStatistics(**label) for label in case["labels"]]})
+    texts = [entry.input, *entry.outputs, *entry.outputs.values()]
+    if entry.status not in get_args(Status) or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"it has the case {entry.input!r} with status {entry.status!r}")
+    return entry
+
+
+def _version() -> str:
+    from . import _core
+
+    return str(_core.build_info()["version"])
