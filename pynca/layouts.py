@@ -88,7 +88,7 @@ def find_jobs(
         raise ValueError(f"{source} does not exist; IN is an image, or a folder of them")
     if not source.is_dir():
         named = {
-            kind: place / _result_name(source, kind, ending) if place.is_dir() else place
+            kind: place / _result_name(source.name, kind, ending) if place.is_dir() else place
             for kind, place in places.items()
         }
         jobs, folder = [_file_job(source, named)], None
@@ -142,9 +142,9 @@ def _folder_jobs(source: Path, places: Mapping[str, Path], title: str, suffix: s
         raise ValueError(f"{source} holds no image that pynca reads")
     jobs = []
     for path in inputs:
-        path = path if path != source else source.resolve()  # a series, which may be called "."
-        name = PurePosixPath(path.relative_to(source).as_posix() if path != source.resolve() else path.name)
-        plain = path
+        # A series may be the folder itself, and that be called "."
+        name = PurePosixPath((path.relative_to(source) if path != source else Path(path.resolve().name)).as_posix())
+        plain = name.name
         if not path.is_dir() and os.path.basename(os.path.realpath(path.parent)) in _NNUNET:
             plain = _without_channel(path)
         outputs = {}
@@ -209,9 +209,9 @@ def _alphanumeric(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9]", "", text) or "pynca"
 
 
-def _result_name(source: Path, kind: str, ending: str | None) -> str:
-    """Return what an input's result of a kind is called in a folder."""
-    name = output_name(source)
+def _result_name(name: str, kind: str, ending: str | None) -> str:
+    """Return what the result of an input of some name is called in a folder."""
+    name = output_name(name)
     if kind == "preview":
         return f"{_stem(name)}.png"
     if ending is None:
@@ -225,16 +225,16 @@ def _bids_name(name: str, kind: str, title: str) -> str:
     return "_".join([*kept, _BIDS_NAMES[kind].format(_alphanumeric(title))]) + _ending(name)
 
 
-def _without_channel(path: Path) -> Path:
-    """Return the path of an nnU-Net image without its channel, and refuse an image of several."""
+def _without_channel(path: Path) -> str:
+    """Return the name of an nnU-Net image without its channel, and refuse an image of several."""
     stem, ending = _stem(path.name), _ending(path.name)
     channel = _CHANNEL.search(stem)
     if channel is None:
-        return path
+        return path.name
     case = stem[: channel.start()]
     if channel[1] != "0000" and path.with_name(f"{case}_0000{ending}").exists():
         raise ValueError(f"{path} is a further channel of its case; models take images of one, so leave the others out")
-    return path.with_name(case + ending) if channel[1] == "0000" else path
+    return case + ending if channel[1] == "0000" else path.name
 
 
 # --- what is refused before work starts ---------------------------------------------------------------
