@@ -105,6 +105,7 @@ def run_case(
                 sha256,
                 "done",
                 outputs={kind: manifest.relative(path) for kind, path in job.outputs.items()},
+                mask_sha256=digest(job.outputs["mask"]),
                 nqm=rounded(result.nqm),
                 labels=label_statistics(result),
             )
@@ -171,13 +172,14 @@ def unfinished(
 ) -> list[Job]:
     """Return the jobs that are left to do, and enter the others into the manifest.
 
-    A case that was done is kept if its input has not changed and its results are there. Cases whose
-    inputs are gone stay in the manifest as long as their results are there.
+    A case that was done is kept if its input has not changed and its results are there. A mask that was
+    changed by hand is kept whatever happened to its input. Cases whose inputs are gone stay in the
+    manifest as long as their results are there.
 
     Warns
     -----
     UserWarning
-        An input has changed since it was segmented.
+        An input or a mask has changed since it was segmented.
     """
     names = {job.name for job in jobs}
     for entry in manifest.entries():
@@ -197,14 +199,18 @@ def unfinished(
 def _is_kept(job: Job, manifest: Manifest, *, skip_existing: bool) -> bool:
     """Tell whether a job's results stay as they are; if they are another's, the manifest says so."""
     earlier = manifest.cases.get(job.name)
-    there = job.outputs["mask"].exists()
+    mask = job.outputs["mask"]
+    there = mask.exists()
     sha256 = _digest(job.source) if earlier is not None or (skip_existing and there) else None
     if earlier is not None and earlier.status == "done":
-        if sha256 is not None and sha256 == earlier.sha256:
-            outputs = {kind: manifest.relative(path) for kind, path in job.outputs.items()}
+        outputs = {kind: manifest.relative(path) for kind, path in job.outputs.items()}
+        if there and outputs["mask"] == earlier.outputs["mask"] and _digest(mask) != earlier.mask_sha256:
+            warnings.warn(f"{mask} was changed since it was made; it is left alone and not counted", stacklevel=3)
+            skip_existing = True
+        elif sha256 is not None and sha256 == earlier.sha256:
             complete = outputs.items() <= earlier.outputs.items() and _is_there(earlier, manifest)
             return complete or (skip_existing and there)
-        if sha256 is not None and there and not skip_existing:
+        elif sha256 is not None and there and not skip_existing:
             warnings.warn(f"{job.source} has changed since it was segmented; it is segmented anew", stacklevel=3)
     if there and (skip_existing or (earlier is not None and earlier.status == "skipped")):
         outputs = {kind: manifest.relative(path) for kind, path in job.outputs.items() if path.exists()}

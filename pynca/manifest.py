@@ -36,12 +36,14 @@ class Entry:
     sha256 : str or None
         `digest` of the input; None where it could not be read.
     status : {"done", "failed", "skipped"}
-        Skipped is a case whose mask was there before, and not by this manifest's doing.
+        Skipped is a case whose mask is not of this manifest's making, or was changed since.
     error : str or None
         Why it failed, as one sentence.
     warnings : list of str
     outputs : mapping of str to str
         Kind ("mask", "probability", "uncertainty", "preview") to path, relative to the folder of results.
+    mask_sha256 : str or None
+        `digest` of the mask as it was written, by which it is told from one that was changed by hand.
     quality : {"ok", "review"} or None
         None where nothing judged it.
     reasons : list of str
@@ -58,6 +60,7 @@ class Entry:
     error: str | None = None
     warnings: list[str] = field(default_factory=list)
     outputs: Mapping[str, str] = field(default_factory=dict)
+    mask_sha256: str | None = None
     quality: str | None = None
     reasons: list[str] = field(default_factory=list)
     nqm: float | None = None

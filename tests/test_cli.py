@@ -206,6 +206,7 @@ def test_json_lines(folder: Path, pynca_command: Any) -> None:
         "error",
         "warnings",
         "outputs",
+        "mask_sha256",
         "quality",
         "reasons",
         "nqm",

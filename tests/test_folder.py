@@ -325,6 +325,29 @@ def test_masks_of_nobody_knows_whom_are_not_replaced(folder: Path, segment: Any)
     assert results(folder / "masks") == results(folder / "fresh")
 
 
+def test_a_mask_corrected_by_hand_is_left_alone(folder: Path, segment: Any) -> None:
+    """Whatever happens to its input, and whatever else is asked for."""
+    segment("scans", "masks")
+    mask = folder / "masks" / "b.nii"
+    corrected = mask.read_bytes()[:-9] + b"\1" * 9
+    mask.write_bytes(corrected)
+    write_scan(folder / "scans" / "b.nii", seed=7)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        code, out, err = segment("scans", "masks", "--save-probability", "p", "--stats", "s.csv")
+    assert (code, err) == (
+        0,
+        [f"pynca: warning: {Path('masks/b.nii')} was changed since it was made; it is left alone and not counted"],
+    )
+    assert out[-1] == "masks: 2 done (1 before), 0 failed, 1 skipped, 0 to review"
+    assert mask.read_bytes() == corrected
+    assert set(files(folder / "p")) == {"a.nii.gz", "ward/c.nii.gz"}
+    assert "b.nii" not in (folder / "s.csv").read_text()
+    assert segment("scans", "masks", "--save-probability", "p")[2] == []
+    assert segment("scans", "masks", "--overwrite")[0] == 0
+    assert mask.read_bytes() != corrected
+
+
 def test_skip_existing_for_a_file(folder: Path, segment: Any) -> None:
     (folder / "mask.nii").write_bytes(b"a day's work")
     code, out, err = segment("scans/b.nii", "mask.nii", "--skip-existing")
@@ -397,6 +420,7 @@ def test_a_manifest_says_what_was_made_from_what(folder: Path, segment: Any) -> 
     assert list(cases) == ["a.nii.gz", "b.nii", "bad.nii", "doubt.nii", "ward/c.nii.gz"]
     for name, case in cases.items():
         assert case["sha256"] == digest(folder / "scans" / name)
+        assert case["mask_sha256"] == (None if case["error"] else digest(folder / "masks" / name))
     assert cases["bad.nii"]["error"] == f"{Path('scans/bad.nii')} is not a NIfTI file; it must be .nii or .nii.gz"
     assert [f"pynca: warning: {cases['doubt.nii']['warnings'][0]}"] == [err[1]]
     mask = np.asarray(nibabel.load(folder / "masks" / "ward" / "c.nii.gz").dataobj)

@@ -361,7 +361,7 @@ def test_a_series_at_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixt
     assert mask.sum() == highdicom.seg.segread(tmp_path / "m.dcm").pixel_array.sum() > 1000
     code, out, err = run(capsys, DATA / "dicom", tmp_path / "masks", "--threads", "1")
     assert (code, err) == (0, "")
-    assert len(out.splitlines()) == 2
+    assert len(out.splitlines()) == 3  # and the summary
     assert sorted(path.name for path in (tmp_path / "masks").glob("*.nii.gz")) == ["study1.nii.gz", "study2.nii.gz"]
     np.testing.assert_array_equal(np.asarray(nibabel.load(tmp_path / "masks" / "study1.nii.gz").dataobj), mask)
 

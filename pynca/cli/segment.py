@@ -197,6 +197,8 @@ def _line(job: Job, entry: Entry) -> str:
         line += ", nothing found"
     if entry.nqm is not None:
         line += f", NQM {entry.nqm:.4f}"
+    if entry.quality == "review":
+        line += f", review: {'; '.join(entry.reasons)}"
     return f"{line}, {entry.seconds:.2f} s"
 
 
