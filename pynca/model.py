@@ -214,22 +214,10 @@ class Model:
         """
         if images.ndim != 4 or images.shape[-1] != self.input_channels:
             raise ValueError(f"images has shape {images.shape}; it must be (N, H, W, {self.input_channels})")
-        count, height, width, k = images.shape
-        coarsest = self.levels[0].scale
-        pad = [(0, -n % coarsest) for n in (height, width)]
-        padded = np.pad(images, [(0, 0), *pad, (0, 0)], mode="reflect") if any(p for _, p in pad) else images
         state: FloatArray | None = None
         for n, level in enumerate(self.levels):
-            size = (padded.shape[1] // level.scale, padded.shape[2] // level.scale)
-            needed = level.rule.kernel_size // 2 + 1 if level.rule.padding == "reflect" else 1
-            if min(size) < needed:
-                raise ValueError(
-                    f"a prepared image of {height} x {width} is too small: level {n} sees {size[0]} x {size[1]} cells "
-                    f"of it and needs at least {needed} rows and columns"
-                )
-            state = _enlarged(state, (count, *size, level.rule.channels))
-            state[..., :k] = shrink_linear(padded, level.scale) if level.scale > 1 else padded
-            fire = None if masks is None else check_masks(masks[n], level.steps, size, f"masks[{n}]")
+            state = self.entered(n, images, state)
+            fire = None if masks is None else check_masks(masks[n], level.steps, state.shape[1:3], f"masks[{n}]")
             level.rule.run_in_place(
                 state,
                 level.steps,
@@ -241,8 +229,26 @@ class Model:
                 threads=threads,
             )
         assert state is not None
+        _, height, width, k = images.shape
         logits: FloatArray = state[:, :height, :width, k].copy()
         return logits
+
+    def entered(self, n: int, images: FloatArray, coarser: FloatArray | None) -> FloatArray:
+        """Return the state in which level ``n`` begins: the coarser level's, each cell repeated, with the images."""
+        level, coarsest = self.levels[n], self.levels[0].scale
+        count, height, width, k = images.shape
+        pad = [(0, -side % coarsest) for side in (height, width)]
+        padded = np.pad(images, [(0, 0), *pad, (0, 0)], mode="reflect") if any(p for _, p in pad) else images
+        size = (padded.shape[1] // level.scale, padded.shape[2] // level.scale)
+        needed = level.rule.kernel_size // 2 + 1 if level.rule.padding == "reflect" else 1
+        if min(size) < needed:
+            raise ValueError(
+                f"a prepared image of {height} x {width} is too small: level {n} sees {size[0]} x {size[1]} cells "
+                f"of it and needs at least {needed} rows and columns"
+            )
+        state = _enlarged(coarser, (count, *size, level.rule.channels))
+        state[..., :k] = shrink_linear(padded, level.scale) if level.scale > 1 else padded
+        return state
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model to a ``.safetensors`` file, whole or not at all; the same model gives the same bytes.

@@ -6,94 +6,269 @@ import os
 import struct
 import zlib
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from .files import atomic_path
+from .preprocessing import AXIS_OF
 from .rule import UInt8Array
+
+if TYPE_CHECKING:
+    from .segmentation import Segmentation
+    from .volumes import Volume
 
 Colour = tuple[int, int, int]
 ORANGE: Colour = (255, 176, 0)
 BLUE: Colour = (64, 160, 255)  # distinguishable from orange by colour-blind eyes
 
+_COUNT = 5  # slices of a volume in a preview
 _GAP = 8
+_HEIGHT, _WIDTH = 360, 5 * 256 + 4 * _GAP  # what a picture has room for, in pixels
+_LARGEST = 16  # side of a voxel in pixels: more shows nothing more
+_ALIKE = 1.1  # voxel sizes that differ by less are taken for equal
+
+
+@dataclass(frozen=True)
+class View:
+    """How slices of an image are shown: upright, as radiologists look at them, and to scale.
+
+    Slices of a volume are seen from the feet, the front or the patient's left: front or head up, the patient's right,
+    or front, on the left. A picture is shown as it is.
+
+    Parameters
+    ----------
+    axis : int
+        The image's axis across which it is sliced; 2 for a picture.
+    codes : str
+        Patient directions towards which the image's axes grow, such as ``"RAS"``; empty for a picture, whose axes are
+        row, column and, where there are several, page.
+    spacing : tuple of float
+        Size of a pixel or voxel along each of the image's axes, in any unit.
+    """
+
+    axis: int
+    codes: str
+    spacing: tuple[float, ...]
+
+    @classmethod
+    def of(cls, volume: Volume, axis: int | None = None) -> View:
+        """Return the view of a volume across an axis, by default as it was acquired.
+
+        That is across the axis along which voxels are largest, and across the patient's own where they are alike.
+        """
+        if volume.data.ndim == 2:
+            return cls(2, "", (1.0, 1.0))
+        from nibabel import orientations
+
+        codes = "".join(orientations.aff2axcodes(volume.affine))  # type: ignore[no-untyped-call]
+        spacing = tuple(np.linalg.norm(volume.affine[:3, :3], axis=0).tolist())
+        if axis is None:
+            along_patient = next(n for n, code in enumerate(codes) if code in "IS")
+            largest = int(np.argmax(spacing))
+            axis = largest if spacing[largest] > _ALIKE * spacing[along_patient] else along_patient
+        return cls(axis, codes, spacing)
+
+    def planes(self, array: NDArray[Any]) -> NDArray[Any]:
+        """Return the upright slices of an array with the image's axes, (N, rows, columns): a view of it.
+
+        Slices go towards the patient's head, front or right.
+        """
+        if not self.codes:
+            return np.moveaxis(np.atleast_3d(array), 2, 0)
+        array = array[tuple(slice(None, None, -1) if code in "LPI" else slice(None) for code in self.codes)]
+        # Now all axes grow towards right, front and head; in a picture columns go to the left, or back, and rows down
+        columns, rows = self._in_plane
+        return array.transpose(self.axis, rows, columns)[:, ::-1, ::-1]
+
+    @property
+    def pixel(self) -> tuple[float, float]:
+        """Height and width of a pixel of the planes."""
+        if not self.codes:
+            return self.spacing[0], self.spacing[1]
+        columns, rows = self._in_plane
+        return self.spacing[rows], self.spacing[columns]
+
+    @property
+    def _in_plane(self) -> list[int]:
+        return sorted((n for n in range(3) if n != self.axis), key=lambda n: AXIS_OF[self.codes[n]])
+
+
+def draw_preview(volume: Volume, mask: ArrayLike) -> UInt8Array:
+    """Draw slices of a volume, or a picture, with the outline of a mask.
+
+    Parameters
+    ----------
+    volume : Volume
+        In any orientation, with voxels of any size.
+    mask : array
+        Of the shape of ``volume.data``; what is not 0 is outlined.
+
+    Returns
+    -------
+    array
+        uint8 (rows, columns, 3), at most 360 rows and 1312 columns.
+    """
+    return _drawn(volume.data, {ORANGE: np.asarray(mask) != 0}, View.of(volume), _COUNT, None)
+
+
+def write_preview(path: str | os.PathLike[str], volume: Volume, segmentation: Segmentation) -> None:
+    """Write a picture of a segmentation as PNG, whole or not at all; the same content gives the same bytes.
+
+    Five slices with the outline of the mask, spread over those where it is, as they were acquired: across the axis
+    along which voxels are largest, axial where they are alike. Front or head is up, the patient's right on the left,
+    pixels are to scale. A picture is drawn as it is.
+
+    Parameters
+    ----------
+    path : str or path-like
+        Ends in ``.png``. A file of that name is replaced.
+    volume : Volume
+        What was segmented.
+    segmentation : Segmentation
+
+    Raises
+    ------
+    ValueError
+        The name has another ending, or the mask another shape than the volume.
+    OSError
+        The file cannot be written.
+    """
+    if Path(path).suffix.lower() != ".png":
+        raise ValueError(f"{path} cannot be written: the name of a preview must end in .png")
+    mask = segmentation.mask
+    if mask.shape != volume.data.shape:
+        raise ValueError(f"the mask has shape {mask.shape}; {volume.name} has {volume.data.shape}")
+    write_png(path, draw_preview(volume, mask))
 
 
 def draw_slices(
     data: NDArray[np.generic],
     outlines: Mapping[Colour, NDArray[np.bool_]],
     *,
-    count: int = 5,
-    zoom: int = 7,
+    count: int = _COUNT,
+    zoom: int | None = None,
 ) -> UInt8Array:
-    """Draw slices of a volume side by side, each with the outlines of masks.
+    """Draw axial slices of a volume side by side, each with the outlines of masks.
 
     Parameters
     ----------
     data : array
-        (X, Y, Z), axes towards the patient's right, front and head (RAS). Drawn as radiologists look at it:
-        from the feet, front up, the patient's right on the left.
+        (X, Y, Z), axes towards the patient's right, front and head (RAS), voxels as wide as long.
     outlines : mapping of colour to array
         bool, of the shape of ``data``; later ones are drawn over earlier ones.
     count : int
         Number of slices, spread evenly over those where the first mask is; over all where it is empty.
-    zoom : int
-        Side of a voxel in pixels.
+    zoom : int, optional
+        Side of a voxel in pixels. Default: as large as there is room for.
 
     Returns
     -------
     array
         uint8 (rows, columns, 3).
     """
-    first = next(iter(outlines.values()))
-    used = np.flatnonzero(first.any(axis=(0, 1)))
-    used = used if len(used) else np.arange(data.shape[2])
-    chosen = used[np.linspace(0, len(used) - 1, min(count, len(used)) + 2).astype(int)[1:-1]]
-    panels = []
-    for k in chosen:
-        panel = _grey(_turned(data[:, :, k].astype(np.float64)), zoom)
-        for colour, mask in outlines.items():
-            panel[_outline(_turned(mask[:, :, k]), zoom)] = colour
-        panels.append(np.pad(panel, ((0, 0), (0, _GAP), (0, 0)), constant_values=255))
-    return np.concatenate(panels, axis=1)[:, :-_GAP]
+    return _drawn(data, outlines, View(2, "RAS", (1.0, 1.0, 1.0)), count, zoom)
+
+
+def png(picture: UInt8Array) -> bytes:
+    """Return (rows, columns, 3) uint8 as a PNG file, with a palette where it has no more than 256 colours."""
+    height, width, _ = picture.shape
+    packed = picture.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)
+    colours, indices = np.unique(packed, return_inverse=True)
+    palette = b""
+    rows = picture.reshape(height, -1)
+    few = len(colours) <= 256
+    if few:  # a third of the size
+        palette = _chunk(b"PLTE", b"".join(int(c).to_bytes(3, "big") for c in colours))
+        rows = indices.reshape(height, width).astype(np.uint8)
+    header = struct.pack(">IIBBBBB", width, height, 8, 3 if few else 2, 0, 0, 0)
+    lines = np.pad(rows, ((0, 0), (1, 0))).tobytes()  # each line begins with 0: it is stored as it is
+    image = _chunk(b"IDAT", zlib.compress(lines, 9))
+    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + palette + image + _chunk(b"IEND", b"")
 
 
 def write_png(path: str | os.PathLike[str], picture: UInt8Array) -> None:
     """Write (rows, columns, 3) uint8 as a PNG file, whole or not at all."""
-    height, width, _ = picture.shape
-    rows = b"".join(b"\0" + row.tobytes() for row in picture)
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    chunks = [_chunk(b"IHDR", header), _chunk(b"IDAT", zlib.compress(rows, 9)), _chunk(b"IEND", b"")]
     with atomic_path(path) as beside:
-        beside.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+        beside.write_bytes(png(picture))
+
+
+def fitting(view: View, plane: tuple[int, int], width: int, zoom: float | None = None) -> tuple[int, int]:
+    """Return rows and columns in which a plane is drawn to scale, in the room there is.
+
+    Parameters
+    ----------
+    view : View
+    plane : (int, int)
+        Rows and columns of the plane.
+    width : int
+        Columns there is room for.
+    zoom : float, optional
+        Shorter side of a pixel of the plane in pixels of the picture. Default: a whole number where it fits, up to 16.
+    """
+    sides = np.array(view.pixel) / min(view.pixel)
+    extent = np.array(plane) * sides
+    if zoom is None:
+        room = float(min(_HEIGHT / extent[0], width / extent[1]))
+        zoom = min(room // 1 or room, _LARGEST)
+    rows, columns = np.maximum(np.rint(extent * zoom), 1).astype(int).tolist()
+    return rows, columns
+
+
+def grey(plane: NDArray[Any]) -> NDArray[np.float64]:
+    """Return the intensities of a plane between 0 and 1, from its darkest to its brightest half percent."""
+    values = plane.astype(np.float64)
+    low, high = np.percentile(values, (0.5, 99.5))
+    shades: NDArray[np.float64] = np.clip((values - low) / max(high - low, 1e-30), 0, 1)
+    return shades
+
+
+def resized(plane: NDArray[Any], size: tuple[int, int]) -> NDArray[np.float64]:
+    """Return a plane in another size; a pixel is the mean of what it covers."""
+    values = plane.astype(np.float64)
+    for axis, n in enumerate(size):
+        sums = np.insert(np.cumsum(values, axis=axis), 0, 0.0, axis=axis)
+        edge = np.arange(n + 1) * values.shape[axis] / n
+        below = np.minimum(edge.astype(np.intp), values.shape[axis] - 1)
+        share = (edge - below).reshape((-1, 1) if axis == 0 else (1, -1))
+        low, high = (np.take(sums, below + step, axis=axis) for step in (0, 1))
+        values = np.diff(low + share * (high - low), axis=axis) * (n / values.shape[axis])
+    return values
+
+
+def outline(mask: NDArray[np.generic], size: tuple[int, int], width: int = 2) -> NDArray[np.bool_]:
+    """Return the border, some pixels wide, of a mask that is brought to a size. Nothing is too small to be seen."""
+    large = np.pad(resized(mask != 0, size) > 0, width)
+    inner = large.copy()
+    for axis in (0, 1):
+        for shift in range(1, width + 1):
+            inner &= np.roll(large, shift, axis) & np.roll(large, -shift, axis)
+    return (large & ~inner)[width:-width, width:-width]
+
+
+def _drawn(
+    data: NDArray[Any], outlines: Mapping[Colour, NDArray[np.bool_]], view: View, count: int, zoom: int | None
+) -> UInt8Array:
+    planes = view.planes(data)
+    masks = {colour: view.planes(mask) for colour, mask in outlines.items()}
+    first = next(iter(masks.values()))
+    used = np.flatnonzero(first.any(axis=(1, 2)))
+    used = used if len(used) else np.arange(len(planes))
+    chosen = used if len(used) <= count else used[np.linspace(0, len(used) - 1, count + 2).astype(int)[1:-1]]
+    size = fitting(view, planes.shape[1:], (_WIDTH + _GAP) // len(chosen) - _GAP, zoom)
+    panels = []
+    for k in chosen:
+        # Even numbers, so that a palette has room for all greys and colours
+        shades = np.rint(resized(np.rint(grey(planes[k]) * 255), size)).astype(np.uint8) & 0xFE
+        panel = np.repeat(shades[..., None], 3, axis=2)
+        for colour, mask in masks.items():
+            panel[outline(mask[k], size)] = colour
+        panels.append(np.pad(panel, ((0, 0), (0, _GAP), (0, 0))))
+    return np.concatenate(panels, axis=1)[:, :-_GAP]
 
 
 def _chunk(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-
-def _turned(plane: NDArray[np.generic]) -> NDArray[np.generic]:
-    """From axes towards right and front to rows from front to back and columns from right to left."""
-    return plane.T[::-1, ::-1]
-
-
-def _grey(plane: NDArray[Any], zoom: int) -> UInt8Array:
-    low, high = np.percentile(plane.astype(np.float64), (0.5, 99.5))
-    grey = np.clip((plane - low) / max(high - low, 1e-30), 0, 1) * 255
-    return np.repeat(_enlarged(grey.astype(np.uint8), zoom)[..., None], 3, axis=2)
-
-
-def _outline(mask: NDArray[np.generic], zoom: int) -> NDArray[np.bool_]:
-    """The border pixels of an enlarged mask, two pixels wide."""
-    large = np.pad(_enlarged(mask.astype(bool), zoom), 2)
-    inner = large.copy()
-    for axis in (0, 1):
-        for shift in (-2, -1, 1, 2):
-            inner &= np.roll(large, shift, axis)
-    return (large & ~inner)[2:-2, 2:-2]
-
-
-def _enlarged(plane: NDArray[np.generic], zoom: int) -> NDArray[np.generic]:
-    return plane.repeat(zoom, axis=0).repeat(zoom, axis=1)

@@ -24,6 +24,7 @@ from .volumes import Volume, read_volume, save_map, save_mask
 from .zoo import DEFAULT
 
 if TYPE_CHECKING:
+    from ipyniivue import NiiVue
     from nibabel.spatialimages import SpatialImage
 
     Image = ArrayLike | str | os.PathLike[str] | SpatialImage | Volume
@@ -57,6 +58,8 @@ class Segmentation:
     volume : Volume or None
         The input with its geometry, for `save`; None for an array without affine. Its ``spacing`` is the model's
         where the file does not say.
+    image : array or None
+        The voxels that went in, not a copy: for pictures of the result.
     """
 
     mask: UInt8Array
@@ -65,6 +68,7 @@ class Segmentation:
     nqm: float | None = None
     labels: Mapping[int, str] = field(default_factory=dict)
     volume: Volume | None = field(default=None, repr=False)
+    image: NDArray[Any] | None = field(default=None, repr=False)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the mask in the format that the name's ending says, with the geometry of the input.
@@ -101,6 +105,26 @@ class Segmentation:
         if self.uncertainty is None:
             raise ValueError("one run has no uncertainty; give samples= of 2 or more to predict")
         save_map(path, self.uncertainty, self._geometry())
+
+    def view(self) -> NiiVue:
+        """Return a viewer of image and mask for a notebook, which ipyniivue draws (``pip install ipyniivue``).
+
+        Raises
+        ------
+        ImportError
+            ipyniivue is not installed.
+        ValueError
+            The segmentation was made without an image.
+        """
+        from .notebook import viewer
+
+        return viewer(self)
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: slices with the mask's outline, volume and quality."""
+        from .notebook import html
+
+        return html(self)
 
     def _geometry(self) -> Volume:
         if self.volume is None:
@@ -216,7 +240,7 @@ def predict(
     samples = whole_number(samples, "samples", 1, _core.MAX_SAMPLES)
     threads = thread_count(threads)
     data, volume = _open(image, affine, spacing)
-    slices, depth, restore = _sliced(data, volume, axis, model)
+    slices, depth, restore = sliced(data, volume, axis, model)
     volume = None if volume is None else _sized(volume, model)
 
     logits = np.empty(slices.shape, np.float32)
@@ -250,6 +274,7 @@ def predict(
         nqm=None if uncertainty is None else nqm(totals),
         labels=dict(model.labels),
         volume=volume,
+        image=data,
     )
 
 
@@ -290,7 +315,7 @@ def _open(
     return data, Volume(data, matrix.astype(np.float64), None, "the image")
 
 
-def _sliced(
+def sliced(
     data: NDArray[Any], volume: Volume | None, axis: int | None, model: Model
 ) -> tuple[NDArray[Any], int, Callable[[NDArray[Scalar]], NDArray[Scalar]]]:
     """Return the slices (N, h, w) as the model learnt to see them, how many each volume of a film has, and the way
