@@ -1,0 +1,360 @@
+"""A page that shows a folder of results: one HTML file that needs no other and asks nobody for anything."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+import os
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from .files import atomic_path
+from .preview import draw_preview, png
+from .volumes import read_volume
+
+_MANIFEST, _SCHEMA = "manifest.json", 1
+_LARGEST_PREVIEW = 8 * 2**20  # bytes
+
+# What a case can be, in the order in which they need attention, and what the page calls it
+_STATES = {"failed": "Failed", "review": "To review", "skipped": "Skipped", "done": "Done", "ok": "OK"}
+_LINKS = {
+    "mask": "Mask",
+    "probability": "Probability",
+    "uncertainty": "Uncertainty",
+    "preview": "Preview",
+}
+
+
+def write_report(
+    folder: str | os.PathLike[str],
+    path: str | os.PathLike[str] | None = None,
+    *,
+    inputs: str | os.PathLike[str] | None = None,
+) -> Path:
+    """Write a page about a folder that `pynca segment` filled: every case with its picture, volume and quality.
+
+    The page is one file: pictures are in it, links to results are relative to it, and it loads nothing from elsewhere.
+    The same results give the same bytes.
+
+    Parameters
+    ----------
+    folder : str or path-like
+        Holds ``manifest.json`` and what that names.
+    path : str or path-like, optional
+        The page to write. Default: ``report.html`` in the folder.
+    inputs : str or path-like, optional
+        The folder of the inputs. With it, the page links to them, and cases without a preview are drawn.
+
+    Returns
+    -------
+    Path
+        The page.
+
+    Raises
+    ------
+    ValueError
+        The manifest is damaged or of another kind.
+    OSError
+        There is no manifest, or the page cannot be written.
+    """
+    folder = Path(folder)
+    page = folder / "report.html" if path is None else Path(path)
+    manifest = _read(folder / _MANIFEST)
+    place = _Place(folder, page.parent, None if inputs is None else Path(inputs))
+    try:
+        content = _page(manifest, place)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{folder / _MANIFEST} is not a manifest that pynca wrote: {error!r}") from None
+    with atomic_path(page) as beside:
+        beside.write_text(content, encoding="utf-8", newline="\n")
+    return page
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no {path}; `pynca segment` writes it where it segments a folder")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+    schema = manifest.get("schema") if isinstance(manifest, dict) else None
+    if schema != _SCHEMA:
+        raise ValueError(f"{path} has schema {schema!r}; this pynca reads {_SCHEMA}")
+    content: dict[str, Any] = manifest
+    return content
+
+
+class _Place:
+    """Where results, inputs and the page are, and how one is reached from the other."""
+
+    def __init__(self, folder: Path, page: Path, inputs: Path | None) -> None:
+        self.folder, self.page, self.inputs = folder, page, inputs
+
+    def result(self, case: Mapping[str, Any], kind: str) -> Path | None:
+        """Return a result of a case, if there is one."""
+        name = case["outputs"].get(kind)
+        return None if name is None else self._found(self.folder / name)
+
+    def input(self, case: Mapping[str, Any]) -> Path | None:
+        return None if self.inputs is None else self._found(self.inputs / case["input"])
+
+    def link(self, path: Path) -> str | None:
+        """Return the address of a file as seen from the page; it never names a host or a scheme."""
+        try:
+            relative = os.path.relpath(path, self.page)
+        except ValueError:  # another drive
+            return None
+        return quote(os.fsencode(Path(relative).as_posix()))
+
+    @staticmethod
+    def _found(path: Path) -> Path | None:
+        try:
+            return path if path.exists() else None
+        except (OSError, ValueError):  # a name that the system cannot have
+            return None
+
+
+# --- the page -----------------------------------------------------------------------------------------
+
+
+def _page(manifest: Mapping[str, Any], place: _Place) -> str:
+    cases = sorted(manifest["cases"], key=lambda case: (list(_STATES).index(_state(case)), case["input"]))
+    style, script = (
+        files(__package__).joinpath("web", name).read_text("utf-8") for name in ("report.css", "report.js")
+    )
+    model = _text(manifest["model"]["name"])
+    policy = (
+        f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="referrer" content="no-referrer">
+<meta name="color-scheme" content="light dark">
+<link rel="icon" href="data:,">
+<title>{model}: {len(cases)} cases</title>
+<style>{style}</style>
+</head>
+<body>
+<header>
+<p class="kicker">Segmentation report</p>
+<h1>{model}</h1>
+<p class="facts">{_facts(manifest)}</p>
+</header>
+<main>
+{_summary(manifest, cases)}
+<p id="shown" role="status" hidden></p>
+<div id="cases">
+{"".join(_case(n, case, place) for n, case in enumerate(cases))}</div>
+</main>
+<footer>
+{_provenance(manifest)}
+<p>NQM says how far the runs of the automaton disagree: 0 = not at all, larger is worse. The outline is the mask's.
+Slices are seen from the feet, the front or the patient's left, with the patient's right, or front, on the left.</p>
+<p>Made by pynca {_text(manifest["pynca"])}. Research software, not a medical device: do not base decisions about
+patients on it. This page holds everything it shows and loads nothing from elsewhere.</p>
+</footer>
+<script>{script}</script>
+</body>
+</html>
+"""
+
+
+def _facts(manifest: Mapping[str, Any]) -> str:
+    options = manifest["options"]
+    facts = [f"pynca {_text(manifest['pynca'])}"]
+    facts += [f"{name} {_text(options[name])}" for name in ("seed", "samples") if name in options]
+    facts += [_text(str(manifest["started"]).replace("T", " ").replace("+00:00", " UTC")), _time(manifest["seconds"])]
+    return " · ".join(f"<span>{fact}</span>" for fact in facts)
+
+
+def _summary(manifest: Mapping[str, Any], cases: Sequence[Mapping[str, Any]]) -> str:
+    count = {state: sum(_state(case) == state for case in cases) for state in _STATES}
+    tiles = [_tile("all", "Cases", len(cases))]
+    tiles += [_tile(state, name, count[state]) for state, name in _STATES.items() if count[state]]
+    controls = """<div class="controls" hidden>
+<label>Sort by <select id="sort"><option value="order">attention</option><option value="name">name</option>\
+<option value="volume">volume</option><option value="nqm">NQM, worst first</option></select></label>
+<label>Find <input id="find" type="search" placeholder="name"></label>
+</div>"""
+    ranges = "".join(_ranges(cases))
+    return (
+        f'<section class="summary" aria-label="Summary">\n<div class="tiles">{"".join(tiles)}</div>\n{ranges}{controls}'
+        "\n</section>"
+    )
+
+
+def _tile(state: str, name: str, number: int) -> str:
+    pressed = "true" if state == "all" else "false"
+    return (
+        f'<button class="tile {state}" data-state="{state}" aria-pressed="{pressed}" disabled>'
+        f"<b>{number}</b> <span>{name}</span></button>"
+    )
+
+
+def _ranges(cases: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Say how large each label is over all cases."""
+    volumes: dict[str, list[float]] = {}
+    for case in cases:
+        for label in case["labels"]:
+            if label["volume_ml"] is not None:
+                volumes.setdefault(str(label["name"]), []).append(float(label["volume_ml"]))
+    for name, values in sorted(volumes.items()):
+        if len(values) > 1:
+            yield (
+                f'<p class="range"><b>{_text(name)}</b> median {statistics.median(values):.3f} ml, '
+                f"from {min(values):.3f} to {max(values):.3f} ml in {len(values)} cases</p>\n"
+            )
+
+
+def _provenance(manifest: Mapping[str, Any]) -> str:
+    model = manifest["model"]
+    rows = [("Model file", model["file"]), ("SHA-256 of the model", model["sha256"])]
+    rows += [(name, value) for name, value in sorted(manifest["options"].items())]
+    lines = "".join(f"<dt>{_text(name)}</dt><dd>{_text(value)}</dd>" for name, value in rows)
+    return f"<details><summary>Model and options</summary><dl>{lines}</dl></details>"
+
+
+# --- a case -------------------------------------------------------------------------------------------
+
+
+def _state(case: Mapping[str, Any]) -> str:
+    """Return which of the page's states a case is in."""
+    status, quality = case["status"], case["quality"]
+    if status not in ("done", "failed", "skipped") or quality not in ("ok", "review", None):
+        raise ValueError(f"{case['input']!r} has status {status!r} and quality {quality!r}")
+    return str(status if quality is None or status == "failed" else quality)
+
+
+def _case(n: int, case: Mapping[str, Any], place: _Place) -> str:
+    state = _state(case)
+    volume = sum(label["volume_ml"] or 0 for label in case["labels"])
+    nqm = case["nqm"] if case["nqm"] is not None else -1
+    folder, _, name = str(case["input"]).rpartition("/")
+    parts = [
+        f'<article class="case {state}" data-state="{state}" data-order="{n}" data-name="{_text(case["input"])}" '
+        f'data-volume="{float(volume)}" data-nqm="{float(nqm)}">',
+        f"<h2>{f'<small>{_text(folder)}/</small>' if folder else ''}{_text(name)}</h2>",
+        f'<p class="badge">{_STATES[state]}</p>',
+        _film(case, place) if state != "failed" else "",
+        '<div class="said">',
+        f'<p class="error">{_text(case["error"])}</p>' if case["error"] else "",
+        _listed("reasons", case["reasons"]),
+        _table(case),
+        _listed("warnings", case["warnings"]),
+        _links(case, place),
+        _details(case),
+        "</div>",
+        "</article>\n",
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def _listed(kind: str, sentences: Sequence[str]) -> str:
+    items = "".join(f"<li>{_text(sentence)}</li>" for sentence in sentences)
+    title = "<h3>Warnings</h3>" if kind == "warnings" else ""
+    return f'<div class="{kind}">{title}<ul>{items}</ul></div>' if items else ""
+
+
+def _table(case: Mapping[str, Any]) -> str:
+    if not case["labels"]:
+        return ""
+    rows = []
+    for label in case["labels"]:
+        size = _number(label["volume_ml"], 3, " ml")
+        if label["voxels"] == 0:
+            size = "nothing found"
+        nqm = _number(label["nqm"] if label["nqm"] is not None else case["nqm"], 4)
+        values = "".join(f"<td>{cell}</td>" for cell in (size, f"{label['voxels']:d}", nqm))
+        rows.append(f'<tr><th scope="row">{_text(label["name"])}</th>{values}</tr>')
+    head = "".join(f'<th scope="col">{name}</th>' for name in ("Volume", "Voxels", "NQM"))
+    return f"<table><thead><tr><td></td>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+
+
+def _links(case: Mapping[str, Any], place: _Place) -> str:
+    targets = [(title, place.result(case, kind)) for kind, title in _LINKS.items()]
+    targets.append(("Input", place.input(case)))
+    links = [(title, place.link(path)) for title, path in targets if path is not None]
+    items = "".join(f'<li><a href="{escape(link)}">{title}</a></li>' for title, link in links if link is not None)
+    return f'<ul class="links" aria-label="Files">{items}</ul>' if items else ""
+
+
+def _details(case: Mapping[str, Any]) -> str:
+    rows = [("Time", _time(case["seconds"])), ("SHA-256 of the input", case["sha256"] or "not read")]
+    for label in case["labels"]:
+        if label["mean_probability"] is not None:
+            rows.append((f"Mean probability of {label['name']}", _number(label["mean_probability"], 3)))
+        if label["bounding_box"] is not None:
+            extent = ", ".join(f"{first} to {last}" for first, last in label["bounding_box"])
+            rows.append((f"Extent of {label['name']} in voxels", extent))
+    lines = "".join(f"<dt>{_text(name)}</dt><dd>{_text(value)}</dd>" for name, value in rows)
+    return f"<details><summary>Details</summary><dl>{lines}</dl></details>"
+
+
+def _film(case: Mapping[str, Any], place: _Place) -> str:
+    """Return the picture of a case, or why there is none."""
+    name = _text(case["input"])
+    try:
+        source = base64.b64encode(_picture(case, place)).decode()
+    except (OSError, ValueError, ImportError, MemoryError) as error:
+        return f'<p class="film none">No picture: {_text(error)}</p>'
+    found = " and ".join(_text(label["name"]) for label in case["labels"] if label["voxels"])
+    alt = f"Slices of {name} with the outline of {found}" if found else f"Slices of {name}"
+    return (
+        f'<div class="film" tabindex="0" role="group" aria-label="Picture of {name}">'
+        f'<img src="data:image/png;base64,{source}" alt="{alt}"></div>'
+    )
+
+
+def _picture(case: Mapping[str, Any], place: _Place) -> bytes:
+    preview = place.result(case, "preview")
+    if preview is not None:
+        with open(preview, "rb") as file:
+            content = file.read(_LARGEST_PREVIEW + 1)
+        if content[:8] != b"\x89PNG\r\n\x1a\n" or len(content) > _LARGEST_PREVIEW:
+            raise ValueError(f"{preview.name} is not a PNG of less than 8 MB")
+        return content
+    mask, image = place.result(case, "mask"), place.input(case)
+    if mask is None:
+        raise ValueError("there is neither a preview nor a mask")
+    if image is None:
+        raise ValueError("there is no preview; segment with --preview, or give the folder of the inputs with --inputs")
+    volume, drawn = read_volume(image), read_volume(mask).data
+    if drawn.shape != volume.data.shape:
+        raise ValueError(f"the mask has shape {drawn.shape}, the input {volume.data.shape}")
+    return png(draw_preview(volume, drawn))
+
+
+# --- words --------------------------------------------------------------------------------------------
+
+
+def _text(value: object) -> str:
+    """Return text for HTML, without what would command the reader's program, such as a change of direction."""
+    return escape("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(str(value).split())))
+
+
+def _number(value: float | None, digits: int, unit: str = "") -> str:
+    return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}f}{unit}"
+
+
+def _time(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"
+
+
+def _hash(source: str) -> str:
+    """Return what a page's policy calls a script or style that may be used."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
