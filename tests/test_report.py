@@ -1,0 +1,314 @@
+"""The page about a folder: complete, safe with any file name, and alone in the world."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import nibabel
+import numpy as np
+import pytest
+
+import browser
+import pynca
+from pynca import cli
+from pynca.preview import draw_preview, png, write_preview
+from pynca.report import write_report
+from pynca.volumes import read_volume
+from support import random_model
+
+MODEL = random_model()
+HOSTILE = (
+    "<script>alert(1)<!--.nii.gz",
+    'a" onmouseover="alert(1).nii.gz',
+    "javascript:alert(1).nii.gz",
+    "ä &amp; b #?.nii",
+)
+
+
+def case(name: str, **other: Any) -> dict[str, Any]:
+    empty = {"sha256": None, "status": "done", "error": None, "warnings": [], "outputs": {}, "quality": None}
+    return {"input": name, **empty, "reasons": [], "nqm": None, "labels": [], "seconds": 0.1, **other}
+
+
+def label(voxels: int, volume_ml: float | None, name: str = "blob") -> dict[str, Any]:
+    box = [[1, 2], [3, 4], [0, 4]] if voxels else None
+    size = {"value": 1, "name": name, "voxels": voxels, "volume_ml": volume_ml}
+    return {**size, "bounding_box": box, "mean_probability": 0.75 if voxels else None, "nqm": None}
+
+
+def write_manifest(folder: Path, cases: list[dict[str, Any]], **other: Any) -> None:
+    manifest = {
+        "schema": 1,
+        "pynca": "0.1.0",
+        "model": {"name": "blobs", "file": "blobs.safetensors", "sha256": "0123456789abcdef" * 4},
+        "options": {"seed": 7, "samples": 3},
+        "started": "2026-03-04T05:06:07+00:00",
+        "seconds": 83.4,
+        "cases": cases,
+        "summary": {},
+        **other,
+    }
+    folder.mkdir(exist_ok=True)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Results of ok, review, done, skipped and failed cases; the first two with a preview, all but one with a mask."""
+    results = tmp_path / "results"
+    (results / "previews").mkdir(parents=True)
+    (tmp_path / "inputs" / "sub").mkdir(parents=True)
+    cases = []
+    names = ("a.nii.gz", "sub/b.nii.gz", "c.nii.gz", "d.nii.gz", *HOSTILE)
+    for n, name in enumerate(names):
+        data = np.random.default_rng(n).gamma(2.0, 100.0, (9, 11, 5)).astype(np.float32)
+        nibabel.save(nibabel.Nifti1Image(data, np.diag([-1.0, 1.5, 2.0, 1.0])), tmp_path / "inputs" / name)
+        found = pynca.predict(tmp_path / "inputs" / name, MODEL, threads=1)
+        outputs = {"mask": f"{n} mask.nii.gz"}
+        found.save(results / outputs["mask"])
+        if n < 2:
+            outputs["preview"] = f"previews/{n}.png"
+            write_preview(results / outputs["preview"], found.volume, found)
+        voxels = int(np.count_nonzero(found.mask))
+        cases.append(case(name, outputs=outputs, labels=[label(voxels, voxels * 0.003)], nqm=0.125))
+    cases[0]["quality"] = "ok"
+    cases[1] |= {"quality": "review", "reasons": ["NQM is 0.125, above 0.1"], "warnings": ["it is <b>odd</b>"]}
+    cases[2] |= {"status": "skipped", "labels": [], "nqm": None}
+    cases.append(case("e.nii.gz", status="failed", error="e.nii.gz is damaged & cut short"))
+    cases.append(case("f.nii.gz", labels=[label(0, 0.0)], outputs={"mask": "gone.nii.gz"}))
+    write_manifest(results, sorted(cases, key=lambda c: c["input"]))
+    return results
+
+
+class Parsed(HTMLParser):
+    """Tags, addresses, and what the page says."""
+
+    def __init__(self, page: Path) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self.cards: list[dict[str, Any]] = []
+        self._open: list[str] = []
+        self.feed(page.read_text(encoding="utf-8"))
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag == "article":
+            self.cards.append({**dict(attrs), "text": "", "links": {}, "images": []})
+        if self.cards and tag == "a":
+            self.cards[-1]["links"][len(self.cards[-1]["links"])] = dict(attrs)["href"]
+        if self.cards and tag == "img":
+            self.cards[-1]["images"].append(dict(attrs))
+        if tag not in ("meta", "link", "img", "input"):
+            self._open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self._open and self._open[-1] not in ("script", "style"):
+            self.text.append(data)
+            if self.cards:
+                self.cards[-1]["text"] += data + " "
+
+    def addresses(self) -> list[str]:
+        kinds = ("src", "href", "srcset", "action", "data", "poster", "formaction", "xlink:href")
+        return [value or "" for _, attrs in self.tags for kind, value in attrs.items() if kind in kinds]
+
+
+def test_it_shows_every_case_and_those_that_need_attention_first(folder: Path) -> None:
+    page = Parsed(write_report(folder))
+    states = [card["data-state"] for card in page.cards]
+    assert states == ["failed", "review", "skipped", *["done"] * 6, "ok"][: len(states)]
+    assert [c["data-name"] for c in page.cards[:3]] == ["e.nii.gz", "sub/b.nii.gz", "c.nii.gz"]
+    failed, review, skipped = page.cards[:3]
+    assert "e.nii.gz is damaged & cut short" in failed["text"]
+    assert failed["images"] == []
+    for said in ("To review", "NQM is 0.125, above 0.1", "it is <b>odd</b>", "0.1250", " ml"):
+        assert said in review["text"]
+    assert "there is no preview" in skipped["text"]
+    empty = next(card for card in page.cards if card["data-name"] == "f.nii.gz")
+    assert "nothing found" in empty["text"]
+    assert "neither a preview nor a mask" in empty["text"]
+    everything = " ".join(page.text)
+    for fact in (
+        "blobs",
+        "pynca 0.1.0",
+        "seed 7",
+        "samples 3",
+        "2026-03-04 05:06:07 UTC",
+        "1 min 23 s",
+        "0123456789abcdef",
+    ):
+        assert fact in everything
+    tiles = [attrs["data-state"] for tag, attrs in page.tags if tag == "button"]
+    assert tiles == ["all", "failed", "review", "skipped", "done", "ok"]
+
+
+def test_pictures_are_the_previews_and_else_are_drawn_from_mask_and_input(folder: Path) -> None:
+    def pictures(page: Parsed) -> dict[str, bytes]:
+        shown = {card["data-name"]: card["images"] for card in page.cards}
+        for images in shown.values():
+            assert all(image["alt"] for image in images)
+        prefix = "data:image/png;base64,"
+        return {n: base64.b64decode(i[0]["src"].removeprefix(prefix)) for n, i in shown.items() if i}
+
+    without = pictures(Parsed(write_report(folder)))
+    assert set(without) == {"a.nii.gz", "sub/b.nii.gz"}
+    assert without["sub/b.nii.gz"] == (folder / "previews" / "1.png").read_bytes()
+    inputs = folder.parent / "inputs"
+    drawn = pictures(Parsed(write_report(folder, inputs=inputs)))
+    assert set(drawn) == {"a.nii.gz", "sub/b.nii.gz", "c.nii.gz", "d.nii.gz", *HOSTILE}
+    mask = read_volume(folder / "3 mask.nii.gz").data
+    assert drawn["d.nii.gz"] == png(draw_preview(read_volume(inputs / "d.nii.gz"), mask))
+    (folder / "previews" / "0.png").write_bytes(b"GIF89a")
+    (folder / "3 mask.nii.gz").write_bytes(b"no mask")
+    told = {card["data-name"]: card["text"] for card in Parsed(write_report(folder, inputs=inputs)).cards}
+    assert "0.png is not a PNG" in told["a.nii.gz"]
+    assert "3 mask.nii.gz is not a NIfTI file" in told["d.nii.gz"]
+
+
+def test_links_are_relative_to_the_page_and_lead_to_files(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    for page in (None, tmp_path / "elsewhere" / "page.html"):
+        written = write_report(folder, page, inputs=tmp_path / "inputs")
+        links = [link for card in Parsed(written).cards for link in card["links"].values()]
+        assert len(links) == 8 * 2 + 2  # mask and input of eight cases, two previews
+        for link in links:
+            assert (written.parent / unquote(link)).is_file()
+
+
+def test_nothing_points_outside_and_names_are_text(folder: Path) -> None:
+    path = write_report(folder, inputs=folder.parent / "inputs")
+    page = Parsed(path)
+    for address in page.addresses():
+        assert address.startswith("data:") or re.fullmatch(r"[\w./%~-]+", address), address
+        assert not address.startswith("//")
+    content = path.read_text(encoding="utf-8")
+    assert not re.search(r"https?:|url\(|@import|fetch\(|XMLHttp|WebSocket", content)
+    assert sum(tag == "script" for tag, _ in page.tags) == 1
+    assert not [name for _, attrs in page.tags for name in attrs if name.startswith("on") or name == "style"]
+    assert set(HOSTILE) <= {card["data-name"] for card in page.cards}
+    policy = next(
+        a["content"] for t, a in page.tags if t == "meta" and a.get("http-equiv") == "Content-Security-Policy"
+    )
+    assert (policy or "").startswith("default-src 'none'; img-src data:; ")
+
+
+def test_what_a_manifest_says_cannot_leave_the_page(tmp_path: Path) -> None:
+    said = {
+        "mask": "//example.org/x",
+        "probability": "https://example.org/x",
+        "preview": "\0",
+        "uncertainty": "../../x",
+    }
+    named = case("\u202egnp.nii\ud800", outputs=said, labels=[label(1, None, "<img src=x>")])
+    write_manifest(
+        tmp_path, [named], options={"seed": "<script>"}, model={"name": "</title>", "file": "'", "sha256": '"'}
+    )
+    page = Parsed(write_report(tmp_path))
+    assert page.addresses() == ["data:,"]
+    assert page.cards[0]["data-name"] == "\ufffdgnp.nii\ufffd"
+    assert "<img src=x>" in page.cards[0]["text"]
+
+
+def test_the_same_results_give_the_same_bytes(folder: Path) -> None:
+    page = write_report(folder)
+    before = page.read_bytes()
+    assert page == folder / "report.html"
+    assert write_report(folder).read_bytes() == before
+    assert sorted(p.name for p in folder.glob(".*")) == []
+
+
+def test_an_empty_folder_has_a_page(tmp_path: Path) -> None:
+    write_manifest(tmp_path, [])
+    assert Parsed(write_report(tmp_path)).cards == []
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{", "manifest.json is damaged: "),
+        ("[" * 100_000, "manifest.json is damaged: "),
+        ("[]", "has schema None; this pynca reads 1"),
+        ('{"schema": 2}', "has schema 2; this pynca reads 1"),
+        ('{"schema": 1}', "is not a manifest that pynca wrote: KeyError('cases')"),
+        ('{"schema": 1, "cases": [1]}', "is not a manifest that pynca wrote: TypeError"),
+    ],
+)
+def test_a_wrong_manifest_is_one_sentence(tmp_path: Path, capsys: Any, content: str, said: str) -> None:
+    (tmp_path / "manifest.json").write_text(content)
+    assert cli.main(["report", str(tmp_path)]) == 1
+    told = capsys.readouterr().err
+    assert said in told
+    assert len(told.splitlines()) == 1
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_the_command(folder: Path, tmp_path: Path, capsys: Any) -> None:
+    assert cli.main(["report", str(folder)]) == 0
+    assert capsys.readouterr().out.startswith(f"{folder / 'report.html'}: 0.")
+    page = tmp_path / "x.html"
+    assert cli.main(["report", str(folder), "-o", str(page), "--inputs", str(tmp_path / "inputs")]) == 0
+    assert page.stat().st_size > (folder / "report.html").stat().st_size
+    for arguments, code, said in (
+        ([str(tmp_path / "none")], 2, "none is not a folder"),
+        ([str(folder), "--inputs", str(page)], 2, "x.html is not a folder"),
+        ([str(folder), "-o", "report.pdf"], 2, "report.pdf must end in .html"),
+        ([str(tmp_path)], 1, "there is no"),
+        ([str(folder), "-o", str(tmp_path / "no" / "x.html")], 1, "there is no folder"),
+    ):
+        capsys.readouterr()
+        assert cli.main(["report", *arguments]) == code
+        assert said in capsys.readouterr().err
+
+
+@pytest.mark.skipif(browser.find() is None, reason="there is no Chromium on the PATH")
+def test_in_a_browser(folder: Path, tmp_path: Path) -> None:
+    """Without network: nothing is asked for but the page, nothing complained of; it fits, and its controls work."""
+    path = write_report(folder, inputs=tmp_path / "inputs")
+    visible = "[...document.querySelectorAll('article')].filter(c => !c.hidden).map(c => c.dataset.name)"
+    with browser.running(tmp_path / "profile") as chromium:
+        for width, dark in ((1280, False), (400, False), (400, True)):
+            page = browser.Page(chromium, width, 800, dark=dark)
+            page.open(path.as_uri())
+            assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+            assert page.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 100)")
+            everything = page.evaluate(visible)
+            assert len(everything) == 10
+            assert page.evaluate("getComputedStyle(document.body).backgroundColor") == (
+                "rgb(17, 22, 26)" if dark else "rgb(244, 246, 247)"
+            )
+
+            page.evaluate("document.querySelector('.tile.review').click()")
+            assert page.evaluate(visible) == ["sub/b.nii.gz"]
+            assert page.evaluate("document.querySelector('#shown').textContent") == "1 of 10 cases"
+            page.evaluate("document.querySelector('.tile.all').click()")
+            assert page.evaluate(visible) == everything
+            page.evaluate("find.value = 'ALERT'; find.dispatchEvent(new Event('input'))")
+            assert sorted(page.evaluate(visible)) == sorted(HOSTILE[:3])
+            page.evaluate("find.value = ''; find.dispatchEvent(new Event('input'))")
+            page.evaluate("sort.value = 'name'; sort.dispatchEvent(new Event('change'))")
+            assert page.evaluate(visible) == sorted(everything)
+            assert page.complaints == []
+
+            # what a hostile page would try: the policy stops each before it leaves
+            image = (
+                "new Promise(end => Object.assign(new Image(), {src: 'https://example.org/x', onerror: () => end(1)}))"
+            )
+            assert page.evaluate(image) == 1
+            assert page.evaluate("fetch('https://example.org/').catch(() => 2)") == 2
+            page.evaluate(
+                "document.body.insertAdjacentHTML('beforeend', '<b onclick=\"window.ran = 1\" id=trap>x</b>')"
+            )
+            page.evaluate("document.getElementById('trap').click()")
+            assert page.evaluate("window.ran") is None
+            assert any("Content Security Policy" in complaint for complaint in page.complaints)
+            assert [request for request in page.requests if not request.startswith("data:")] == [path.as_uri()]
