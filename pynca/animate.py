@@ -12,12 +12,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .files import atomic_path
+from .formats.base import optional
 from .model import Model, load_model
-from .preview import BLUE, ORANGE, View, fitting, grey, outline, resized
+from .orientation import Orientation
+from .preview import BLUE, ORANGE, View, fitting, grey, original, outline, resized
 from .quality import sigmoid
 from .rule import FloatArray, UInt8Array, fire_mask, whole_number
-from .segmentation import Segmentation, predict, sliced
-from .volumes import Orientation
+from .segmentation import Segmentation, predict
 from .zoo import DEFAULT
 
 if TYPE_CHECKING:
@@ -133,52 +134,72 @@ def write_animation(
         raise ValueError(f"{path} cannot be written: the name of an animation must end in .gif")
     zoom = None if zoom is None else whole_number(zoom, "zoom", *ZOOMS)
     delay = whole_number(delay, "delay", *DELAYS)
-    pillow = _pillow()
+    pillow = optional("PIL.Image", "image", "an animation")
     if isinstance(model, (str, os.PathLike)):
         model = load_model(model)
     result = predict(image, model, seed=seed, threads=threads)
-    assert result.image is not None
-    slices, restore = sliced(result.image, result.volume, None, model)
-    masks, _ = sliced(result.mask, result.volume, None, model)
-    view, turned = _view(result, model)
+    if result.mask.ndim > 3:
+        raise ValueError(f"the image has shape {result.mask.shape}; choose one of its volumes")
+    way = _Way(result, model)
+    slices = way.slices(original(result).data)
     last = len(slices) - 1
     if slice_index is None:
-        k = _largest(masks)
+        k = _largest(way.slices(result.mask))
     else:
         k = whole_number(slice_index, "slice", 0, last)
-        k = last - k if turned else k
+        k = last - k if way.turned else k
 
-    def shown(plane: NDArray[Any]) -> NDArray[Any]:
-        """A plane of the model's, upright."""
-        upright: NDArray[Any] = view.planes(restore(plane[None]))[0]
-        return upright
-
-    plane = shown(slices[k])
-    size = fitting(view, plane.shape, _WIDTH, zoom)
+    plane = way.upright(slices[k])
+    size = fitting(way.view, plane.shape, _WIDTH, zoom)
     greys = np.rint(resized(np.rint(grey(plane) * (_GREYS - 1)), size)).astype(np.uint8)
     frames = [np.concatenate([greys, _bar(model, size[1], 0)])]
     limit = math.log(model.threshold / (1.0 - model.threshold))
     prepared = model.preparation.prepare(slices[k : k + 1])[0]
     for done, step in enumerate(growth(model, prepared, slice_index=k, seed=seed, threads=threads), start=1):
-        logits = shown(model.preparation.restore(step.logits[None], slices.shape[1:])[0])
+        logits = way.upright(model.preparation.restore(step.logits[None], slices.shape[1:])[0])
         colour = int(step.level == len(model.levels) - 1)
         frames.append(np.concatenate([_frame(greys, logits, limit, colour), _bar(model, size[1], done)]))
     with atomic_path(path) as beside:
         _write(pillow, beside, frames, delay)
-    return last - k if turned else k
+    return last - k if way.turned else k
 
 
-def _view(result: Segmentation, model: Model) -> tuple[View, bool]:
-    """Return the view across the axis that the model slices, and whether the model counts slices from its other end."""
-    assert result.image is not None
-    preparation, volume = model.preparation, result.volume
-    if result.image.ndim == 2:
-        return View(2, "", (1.0, 1.0)), False
-    if volume is None:
-        return View(preparation.axis, preparation.orientation, preparation.spacing), False
-    way = Orientation.between(volume.affine, preparation.orientation)
-    axis = way.axes.index(preparation.axis)
-    return View.of(volume, axis), way.flips[axis] < 0
+class _Way:
+    """How an image becomes the model's slices, and how one of them is shown.
+
+    Attributes
+    ----------
+    view : View
+        Across the axis that the model slices.
+    turned : bool
+        The model counts slices from the other end than the image.
+    """
+
+    def __init__(self, result: Segmentation, model: Model) -> None:
+        preparation, volume = model.preparation, result.volume
+        located = volume is not None and (volume.affine is not None or volume.picture)
+        self._one = result.mask.ndim == 2 and not located  # a slice as the model sees it
+        self._along = preparation.axis
+        self._way = Orientation.of(volume, preparation.orientation, preparation.axis)
+        axis = self._way.axes.index(preparation.axis)
+        self.turned = self._way.flips[axis] < 0
+        if located or self._one:
+            self.view = View.of(original(result), axis)
+        else:
+            self.view = View(axis, preparation.orientation, preparation.spacing)
+
+    def slices(self, array: NDArray[Any]) -> NDArray[Any]:
+        """Return slices (N, h, w), as the model sees them, of an array in the image's axes."""
+        if self._one:
+            return array[None]
+        return np.moveaxis(self._way.apply(np.atleast_3d(array)), self._along, 0)
+
+    def upright(self, plane: NDArray[Any]) -> NDArray[Any]:
+        """Return how a slice of the model's is shown."""
+        if self._one:
+            return plane
+        shown: NDArray[Any] = self.view.planes(self._way.undo(np.moveaxis(plane[None], 0, self._along)))[0]
+        return shown
 
 
 def _largest(masks: UInt8Array) -> int:
@@ -226,11 +247,3 @@ def _write(pillow: Any, path: Path, frames: Sequence[UInt8Array], delay: int) ->
         images[-1].putpalette(palette)
     durations = [delay] * (len(frames) - 1) + [_PAUSE]
     images[0].save(path, "GIF", save_all=True, append_images=images[1:], duration=durations, loop=0, optimize=False)
-
-
-def _pillow() -> Any:
-    try:
-        from PIL import Image
-    except ImportError:
-        raise ImportError("an animation needs Pillow: pip install '.[image]' in pynca's clone") from None
-    return Image

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .files import atomic_path
-from .preprocessing import AXIS_OF
+from .orientation import AXIS_OF, codes_of
 from .rule import UInt8Array
 
 if TYPE_CHECKING:
@@ -58,13 +58,13 @@ class View:
     def of(cls, volume: Volume, axis: int | None = None) -> View:
         """Return the view of a volume across an axis, by default as it was acquired.
 
-        That is across the axis along which voxels are largest, and across the patient's own where they are alike.
+        That is across the axis along which voxels are largest, and across the patient's own where they are alike. An
+        array that does not say where it lies is shown as if its axes went to the patient's right, front and head.
         """
-        if volume.data.ndim == 2:
-            return cls(2, "", (1.0, 1.0))
-        from nibabel import orientations
-
-        codes = "".join(orientations.aff2axcodes(volume.affine))  # type: ignore[no-untyped-call]
+        if volume.affine is None:
+            spacing = volume.spacing or (1.0,) * volume.data.ndim
+            return cls(2, "", spacing) if volume.picture or volume.data.ndim == 2 else cls(2, "RAS", spacing)
+        codes = codes_of(volume.affine)
         spacing = tuple(np.linalg.norm(volume.affine[:3, :3], axis=0).tolist())
         if axis is None:
             along_patient = next(n for n, code in enumerate(codes) if code in "IS")
@@ -98,7 +98,7 @@ class View:
 
 
 def draw_preview(volume: Volume, mask: ArrayLike) -> UInt8Array:
-    """Draw slices of a volume, or a picture, with the outline of a mask.
+    """Draw slices of a volume, or a picture, with the outline of a mask. Of a film, its first volume.
 
     Parameters
     ----------
@@ -112,7 +112,10 @@ def draw_preview(volume: Volume, mask: ArrayLike) -> UInt8Array:
     array
         uint8 (rows, columns, 3), at most 360 rows and 1312 columns.
     """
-    return _drawn(volume.data, {ORANGE: np.asarray(mask) != 0}, View.of(volume), _COUNT, None)
+    data, found = volume.data, np.asarray(mask) != 0
+    if data.ndim == 4:
+        data, found = data[..., 0], found[..., 0]
+    return _drawn(data, {ORANGE: found}, View.of(volume), _COUNT, None)
 
 
 def write_preview(path: str | os.PathLike[str], volume: Volume, segmentation: Segmentation) -> None:
@@ -143,6 +146,23 @@ def write_preview(path: str | os.PathLike[str], volume: Volume, segmentation: Se
     if mask.shape != volume.data.shape:
         raise ValueError(f"the mask has shape {mask.shape}; {volume.name} has {volume.data.shape}")
     write_png(path, draw_preview(volume, mask))
+
+
+def original(segmentation: Segmentation) -> Volume:
+    """Return what was segmented.
+
+    Raises
+    ------
+    ValueError
+        The segmentation was made without an image.
+    """
+    from .volumes import Volume
+
+    if segmentation.volume is not None:
+        return segmentation.volume
+    if segmentation.image is None:
+        raise ValueError("the segmentation was made without an image; predict keeps it")
+    return Volume(segmentation.image, None, None, "the image")
 
 
 def draw_slices(

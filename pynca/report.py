@@ -12,14 +12,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import quote
 
 from .files import atomic_path
+from .manifest import FILE, SCHEMA
 from .preview import draw_preview, png
-from .volumes import read_volume
+from .volumes import read_label, read_volume
 
-_MANIFEST, _SCHEMA = "manifest.json", 1
 _LARGEST_PREVIEW = 8 * 2**20  # bytes
 
 # What a case can be, in the order in which they need attention, and what the page calls it
@@ -66,12 +66,12 @@ def write_report(
     """
     folder = Path(folder)
     page = folder / "report.html" if path is None else Path(path)
-    manifest = _read(folder / _MANIFEST)
-    place = _Place(folder, page.parent, None if inputs is None else Path(inputs))
+    manifest = _read(folder / FILE)
     try:
+        place = _Place(folder, page.parent, None if inputs is None else Path(inputs), manifest["options"].get("volume"))
         content = _page(manifest, place)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{folder / _MANIFEST} is not a manifest that pynca wrote: {error!r}") from None
+        raise ValueError(f"{folder / FILE} is not a manifest that pynca wrote: {error!r}") from None
     with atomic_path(page) as beside:
         beside.write_text(content, encoding="utf-8", newline="\n")
     return page
@@ -85,8 +85,8 @@ def _read(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}") from None
     schema = manifest.get("schema") if isinstance(manifest, dict) else None
-    if schema != _SCHEMA:
-        raise ValueError(f"{path} has schema {schema!r}; this pynca reads {_SCHEMA}")
+    if schema != SCHEMA:
+        raise ValueError(f"{path} has schema {schema!r}; this pynca reads {SCHEMA}")
     content: dict[str, Any] = manifest
     return content
 
@@ -94,8 +94,9 @@ def _read(path: Path) -> dict[str, Any]:
 class _Place:
     """Where results, inputs and the page are, and how one is reached from the other."""
 
-    def __init__(self, folder: Path, page: Path, inputs: Path | None) -> None:
+    def __init__(self, folder: Path, page: Path, inputs: Path | None, volume: int | Literal["all"] | None) -> None:
         self.folder, self.page, self.inputs = folder, page, inputs
+        self.volume = volume  # which one of files with four axes
 
     def result(self, case: Mapping[str, Any], kind: str) -> Path | None:
         """Return a result of a case, if there is one."""
@@ -189,6 +190,8 @@ def _summary(manifest: Mapping[str, Any], cases: Sequence[Mapping[str, Any]]) ->
 <label>Find <input id="find" type="search" placeholder="name"></label>
 </div>"""
     ranges = "".join(_ranges(cases))
+    if manifest.get("pending"):
+        ranges += f'<p class="range">{len(manifest["pending"])} more cases are still to be done.</p>\n'
     return (
         f'<section class="summary" aria-label="Summary">\n<div class="tiles">{"".join(tiles)}</div>\n{ranges}{controls}'
         "\n</section>"
@@ -307,7 +310,7 @@ def _film(case: Mapping[str, Any], place: _Place) -> str:
     name = _text(case["input"])
     try:
         source = base64.b64encode(_picture(case, place)).decode()
-    except (OSError, ValueError, ImportError, MemoryError) as error:
+    except (OSError, ValueError, TypeError, ImportError, MemoryError) as error:
         return f'<p class="film none">No picture: {_text(error)}</p>'
     found = " and ".join(_text(label["name"]) for label in case["labels"] if label["voxels"])
     alt = f"Slices of {name} with the outline of {found}" if found else f"Slices of {name}"
@@ -330,7 +333,7 @@ def _picture(case: Mapping[str, Any], place: _Place) -> bytes:
         raise ValueError("there is neither a preview nor a mask")
     if image is None:
         raise ValueError("there is no preview; segment with --preview, or give the folder of the inputs with --inputs")
-    volume, drawn = read_volume(image), read_volume(mask).data
+    volume, drawn = read_volume(image, volume=place.volume), read_label(mask).data
     if drawn.shape != volume.data.shape:
         raise ValueError(f"the mask has shape {drawn.shape}, the input {volume.data.shape}")
     return png(draw_preview(volume, drawn))

@@ -106,6 +106,20 @@ class Segmentation:
             raise ValueError("one run has no uncertainty; give samples= of 2 or more to predict")
         save_map(path, self.uncertainty, self._geometry())
 
+    def save_preview(self, path: str | os.PathLike[str]) -> None:
+        """Write slices with the outline of the mask as PNG; `pynca.preview.write_preview` describes them.
+
+        Raises
+        ------
+        ValueError
+            The name has another ending, or the segmentation was made without an image.
+        OSError
+            The file cannot be written.
+        """
+        from .preview import original, write_preview
+
+        write_preview(path, original(self), self)
+
     def view(self) -> NiiVue:
         """Return a viewer of image and mask for a notebook, which ipyniivue draws (``pip install ipyniivue``).
 
@@ -240,7 +254,7 @@ def predict(
     samples = whole_number(samples, "samples", 1, _core.MAX_SAMPLES)
     threads = thread_count(threads)
     data, volume = _open(image, affine, spacing)
-    slices, depth, restore = sliced(data, volume, axis, model)
+    slices, depth, restore = _sliced(data, volume, axis, model)
     volume = None if volume is None else _sized(volume, model)
 
     logits = np.empty(slices.shape, np.float32)
@@ -315,7 +329,7 @@ def _open(
     return data, Volume(data, matrix.astype(np.float64), None, "the image")
 
 
-def sliced(
+def _sliced(
     data: NDArray[Any], volume: Volume | None, axis: int | None, model: Model
 ) -> tuple[NDArray[Any], int, Callable[[NDArray[Scalar]], NDArray[Scalar]]]:
     """Return the slices (N, h, w) as the model learnt to see them, how many each volume of a film has, and the way

@@ -109,6 +109,29 @@ def test_slices_are_counted_as_the_file_counts_them(tmp_path: Path, pillow: None
         assert (tmp_path / name).read_bytes() == (tmp_path / "up.gif").read_bytes()
 
 
+def test_a_dicom_series_and_pictures(data: Path, tmp_path: Path, pillow: None) -> None:
+    """A series shows the slice that the same volume as NIfTI shows; a picture is shown as it is."""
+    pytest.importorskip("pydicom", reason="pydicom is not installed")
+    from PIL import Image
+
+    from pynca.volumes import read_volume
+
+    series = read_volume(data / "dicom" / "study1")
+    nibabel.save(nibabel.Nifti1Image(series.data, series.affine), tmp_path / "s.nii.gz")
+    assert write_animation(tmp_path / "d.gif", series, threads=1) == write_animation(
+        tmp_path / "n.gif", tmp_path / "s.nii.gz", threads=1
+    )
+    assert (tmp_path / "d.gif").read_bytes() == (tmp_path / "n.gif").read_bytes()
+    picture = sorted((data / "cardiac" / "images").glob("*.png"))[0]
+    with pytest.warns(UserWarning, match="do not say how large their pixels are"):
+        write_animation(tmp_path / "p.gif", picture, random_model(), zoom=1, threads=1)
+    shown = frames(tmp_path / "p.gif")[0][0][:-10]
+    with Image.open(picture) as image:
+        grey = np.asarray(image).astype(np.float64)
+    assert shown.shape[:2] == grey.shape
+    assert np.corrcoef(shown[..., 0].ravel(), grey.ravel())[0, 1] > 0.95
+
+
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, pillow: None) -> None:
     monkeypatch.chdir(tmp_path)
     random_model().save("m.safetensors")
@@ -136,7 +159,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: An
 
 
 def test_without_pillow_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any) -> None:
-    monkeypatch.setitem(sys.modules, "PIL", None)
+    monkeypatch.setitem(sys.modules, "PIL.Image", None)
     nibabel.save(nibabel.Nifti1Image(np.zeros((9, 11, 5), np.float32), np.eye(4)), tmp_path / "a.nii")
     assert cli.main(["animate", str(tmp_path / "a.nii"), str(tmp_path / "a.gif")]) == 1
     assert "pip install '.[image]'" in capsys.readouterr().err

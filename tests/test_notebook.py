@@ -47,7 +47,7 @@ def test_an_array_shows_itself_without_a_copy(shape: tuple[int, ...], unit: str)
     found = pynca.predict(image, MODEL, threads=1)
     assert found.image is image
     picture, text = shown(found)
-    assert picture == png(draw_preview(Volume(image, np.eye(4), None, ""), found.mask))
+    assert picture == png(draw_preview(Volume(image, None, None, ""), found.mask))
     assert text.split() == ["blob", str(np.count_nonzero(found.mask)), unit]
 
 

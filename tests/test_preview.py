@@ -27,6 +27,8 @@ ALL_48 = [
 
 
 def volume(data: np.ndarray, spacing: tuple[float, ...] = (1.0, 1.0, 1.0)) -> Volume:
+    if data.ndim == 2:
+        return Volume(data, None, None, "the picture", picture=True)
     return Volume(data, np.diag([*spacing, 1.0]), None, "the scan")
 
 
@@ -174,7 +176,7 @@ def test_write_preview(tmp_path: Path) -> None:
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.PNG").read_bytes()
     with pytest.raises(ValueError, match=r"a\.jpg cannot be written: the name of a preview must end in \.png"):
         write_preview(tmp_path / "a.jpg", found.volume, found)
-    with pytest.raises(ValueError, match=r"the mask has shape \(9, 11, 5\); the scan has \(9, 11\)"):
+    with pytest.raises(ValueError, match=r"the mask has shape \(9, 11, 5\); the picture has \(9, 11\)"):
         write_preview(tmp_path / "a.png", volume(np.zeros((9, 11))), found)
     with pytest.raises(FileNotFoundError, match="there is no folder"):
         write_preview(tmp_path / "no" / "a.png", found.volume, found)

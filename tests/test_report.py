@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -239,8 +240,8 @@ def test_an_empty_folder_has_a_page(tmp_path: Path) -> None:
         ("[" * 100_000, "manifest.json is damaged: "),
         ("[]", "has schema None; this pynca reads 1"),
         ('{"schema": 2}', "has schema 2; this pynca reads 1"),
-        ('{"schema": 1}', "is not a manifest that pynca wrote: KeyError('cases')"),
-        ('{"schema": 1, "cases": [1]}', "is not a manifest that pynca wrote: TypeError"),
+        ('{"schema": 1, "options": {}}', "is not a manifest that pynca wrote: KeyError('cases')"),
+        ('{"schema": 1, "options": {}, "cases": [1]}', "is not a manifest that pynca wrote: TypeError"),
     ],
 )
 def test_a_wrong_manifest_is_one_sentence(tmp_path: Path, capsys: Any, content: str, said: str) -> None:
@@ -268,6 +269,35 @@ def test_the_command(folder: Path, tmp_path: Path, capsys: Any) -> None:
         capsys.readouterr()
         assert cli.main(["report", *arguments]) == code
         assert said in capsys.readouterr().err
+
+
+def test_of_a_folder_that_the_command_filled(data: Path, tmp_path: Path, capsys: Any) -> None:
+    """Real files: NIfTI, a DICOM series, a picture, and one that is broken."""
+    pytest.importorskip("pydicom", reason="pydicom is not installed")
+    pytest.importorskip("PIL", reason="Pillow is not installed")
+    inputs, results = tmp_path / "in", tmp_path / "out"
+    shutil.copytree(data / "dicom" / "study1", inputs / "study1")
+    picture = sorted((data / "cardiac" / "images").glob("*.png"))[0]
+    for path in (data / "hippocampus" / "images" / "hippocampus_001.nii.gz", picture):
+        shutil.copy(path, inputs)
+    (inputs / "broken.nii.gz").write_bytes((inputs / "hippocampus_001.nii.gz").read_bytes()[:9000])
+    options = ["--samples", "2", "--threads", "1", "-q"]
+    assert cli.main(["segment", str(inputs), str(results), "--preview", str(tmp_path / "pictures"), *options]) == 1
+    assert cli.main(["report", str(results), "--inputs", str(inputs)]) == 0
+    cards = {card["data-name"]: card for card in Parsed(results / "report.html").cards}
+    assert set(cards) == {"study1", "hippocampus_001.nii.gz", picture.name, "broken.nii.gz"}
+    assert "broken.nii.gz is damaged or cut short" in cards["broken.nii.gz"]["text"]
+    for name in ("study1", "hippocampus_001.nii.gz", picture.name):
+        assert len(cards[name]["images"]) == 1
+        links = cards[name]["links"].values()
+        assert len(links) == 3
+        assert all((results / unquote(link)).exists() for link in links)
+    # the same pictures when they are drawn from masks and inputs
+    cases = json.loads((results / "manifest.json").read_text())["cases"]
+    cases = [{**case, "outputs": {k: v for k, v in case["outputs"].items() if k != "preview"}} for case in cases]
+    write_manifest(results, cases)
+    again = {card["data-name"]: card["images"] for card in Parsed(write_report(results, inputs=inputs)).cards}
+    assert again == {name: card["images"] for name, card in cards.items()}
 
 
 @pytest.mark.skipif(browser.find() is None, reason="there is no Chromium on the PATH")

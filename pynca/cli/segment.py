@@ -49,6 +49,9 @@ def add(commands: Commands) -> None:
             f"--save-{kind}", type=Path, metavar="FILE", help=f"also write {what}; a folder where IN is one"
         )
     command.add_argument(
+        "--preview", type=Path, metavar="PNG", help="also draw slices with the mask's outline; a folder where IN is one"
+    )
+    command.add_argument(
         "--format", choices=FORMATS, metavar="F", help=f"of the masks of a folder: {', '.join(FORMATS)} (default: IN's)"
     )
     command.add_argument(
@@ -138,6 +141,7 @@ def _jobs(arguments: argparse.Namespace, title: str) -> tuple[list[Job], Path | 
         "mask": arguments.output,
         "probability": arguments.save_probability,
         "uncertainty": arguments.save_uncertainty,
+        "preview": arguments.preview,
     }
     places = {kind: place for kind, place in wanted.items() if place is not None}
     jobs, folder = find_jobs(
