@@ -281,7 +281,7 @@ def test_of_a_folder_that_the_command_filled(data: Path, tmp_path: Path, capsys:
     for path in (data / "hippocampus" / "images" / "hippocampus_001.nii.gz", picture):
         shutil.copy(path, inputs)
     (inputs / "broken.nii.gz").write_bytes((inputs / "hippocampus_001.nii.gz").read_bytes()[:9000])
-    options = ["--samples", "2", "--threads", "1", "-q"]
+    options = ["-m", "hippocampus", "--samples", "2", "--threads", "1", "-q"]
     assert cli.main(["segment", str(inputs), str(results), "--preview", str(tmp_path / "pictures"), *options]) == 1
     assert cli.main(["report", str(results), "--inputs", str(inputs)]) == 0
     cards = {card["data-name"]: card for card in Parsed(results / "report.html").cards}
