@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .formats.base import optional
 from .preview import draw_preview, original, png
 from .statistics import label_statistics
 
 if TYPE_CHECKING:
-    from ipyniivue import NiiVue
-
     from .segmentation import Segmentation
     from .volumes import Volume
 
@@ -39,12 +38,9 @@ def html(segmentation: Segmentation) -> str:
     return f"<div>{picture}<table>{''.join(rows)}</table></div>"
 
 
-def viewer(segmentation: Segmentation) -> NiiVue:
+def viewer(segmentation: Segmentation) -> Any:
     """Return an ipyniivue viewer with the image, and the mask over it."""
-    try:
-        import ipyniivue
-    except ImportError:
-        raise ImportError("seg.view() draws with ipyniivue: pip install ipyniivue, and restart the notebook") from None
+    ipyniivue = optional("ipyniivue", "notebook", "seg.view()")
     volume = original(segmentation)
     widget = ipyniivue.NiiVue()
     widget.load_volumes(

@@ -24,7 +24,6 @@ from .volumes import Volume, read_volume, save_map, save_mask
 from .zoo import DEFAULT
 
 if TYPE_CHECKING:
-    from ipyniivue import NiiVue
     from nibabel.spatialimages import SpatialImage
 
     Image = ArrayLike | str | os.PathLike[str] | SpatialImage | Volume
@@ -120,8 +119,8 @@ class Segmentation:
 
         write_preview(path, original(self), self)
 
-    def view(self) -> NiiVue:
-        """Return a viewer of image and mask for a notebook, which ipyniivue draws (``pip install ipyniivue``).
+    def view(self) -> Any:
+        """Return a viewer of image and mask for a notebook, an ``ipyniivue.NiiVue``; the extra ``notebook`` has it.
 
         Raises
         ------

@@ -63,7 +63,7 @@ def test_one_made_by_hand_shows_what_it_has() -> None:
 
 def test_view_without_ipyniivue_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ipyniivue", None)
-    with pytest.raises(ImportError, match="pip install ipyniivue"):
+    with pytest.raises(ImportError, match=r"ipyniivue, which is not installed: run `pip install '\.\[notebook\]'`"):
         pynca.predict(np.ones((4, 5)), MODEL, threads=1).view()
 
 
