@@ -40,8 +40,8 @@ def html(segmentation: Segmentation) -> str:
 
 def viewer(segmentation: Segmentation) -> Any:
     """Return an ipyniivue viewer with the image, and the mask over it."""
-    ipyniivue = optional("ipyniivue", "notebook", "seg.view()")
     volume = original(segmentation)
+    ipyniivue = optional("ipyniivue", "notebook", "seg.view()")
     widget = ipyniivue.NiiVue()
     widget.load_volumes(
         [
