@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import _core
 from .config import thread_count
+from .memory import slices_a_call
 from .model import Model, load_model
 from .orientation import Orientation
 from .preprocessing import check_finite
 from .progress import Progress
 from .quality import Ensemble, nqm, sigmoid
 from .rule import FloatArray, UInt8Array, whole_number
-from .volumes import Volume, read_volume, save_map, save_mask
+from .volumes import Volume, read_outline, read_volume, save_map, save_mask
 from .zoo import DEFAULT
 
 if TYPE_CHECKING:
@@ -29,11 +31,6 @@ if TYPE_CHECKING:
     Image = ArrayLike | str | os.PathLike[str] | SpatialImage | Volume
 
 Scalar = TypeVar("Scalar", bound=np.generic)
-
-# One call into the core takes no more than this: larger calls gain nothing, smaller ones show progress and heed
-# Ctrl-C. The result does not depend on it.
-_CALL_BYTES = 64 * 2**20
-_CALL_SLICES = 8  # a thread
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,6 +152,7 @@ def segment(
     seed: int = 0,
     samples: int = 1,
     threads: int | None = None,
+    memory: int | None = None,
     progress: bool = False,
 ) -> UInt8Array:
     """Segment an image and return the mask; `predict` describes the arguments and returns more.
@@ -173,6 +171,7 @@ def segment(
         seed=seed,
         samples=samples,
         threads=threads,
+        memory=memory,
         progress=progress,
     ).mask
 
@@ -187,6 +186,7 @@ def predict(
     seed: int = 0,
     samples: int = 1,
     threads: int | None = None,
+    memory: int | None = None,
     progress: bool = False,
 ) -> Segmentation:
     """Segment a slice or a volume.
@@ -220,6 +220,10 @@ def predict(
         result has ``uncertainty`` and ``nqm``. Default 1, at most 4096.
     threads : int, optional
         Number of threads. Default: ``PYNCA_NUM_THREADS``, else the CPUs this process may use.
+    memory : int, optional
+        Bytes that the process may take, with what it holds already. Slices then go through in smaller
+        parts, and a run that cannot fit is refused before it starts. The result does not depend on it.
+        Default: no limit.
     progress : bool
         Show a progress bar where standard error is a terminal. Default False.
 
@@ -230,7 +234,8 @@ def predict(
     Raises
     ------
     ValueError, TypeError
-        The image or an argument has the wrong shape, type or range, or the file is damaged.
+        The image or an argument has the wrong shape, type or range, the file is damaged, or the run does
+        not fit into ``memory``.
     OSError
         A file does not exist or cannot be read.
     ImportError
@@ -252,17 +257,29 @@ def predict(
         )
     samples = whole_number(samples, "samples", 1, _core.MAX_SAMPLES)
     threads = thread_count(threads)
+    if memory is not None:
+        memory = whole_number(memory, "memory", 1, 2**63 - 1)
+        if isinstance(image, (str, os.PathLike)):
+            check_memory(image, model, axis=axis, samples=samples, threads=threads, memory=memory)
     data, volume = _open(image, affine, spacing)
-    slices, depth, restore = _sliced(data, volume, axis, model)
+    view = slicing(data.shape, volume, axis, model)
+    volumes = view(data)
+    films, count, *size = volumes.shape
+    name = "the image" if volume is None else volume.name
+    step = slices_a_call(volumes.shape, model, samples=samples, threads=threads, memory=memory, name=name)
     volume = None if volume is None else _sized(volume, model)
 
-    logits = np.empty(slices.shape, np.float32)
-    uncertainty = np.empty(slices.shape, np.float32) if samples > 1 else None
-    totals = np.empty((2, len(slices)))
-    with Progress(len(slices) * samples, "segmenting", enabled=progress) as bar:
-        for part in _parts(slices.shape, model, threads):
-            prepared = model.preparation.prepare(slices[part])[..., None]
-            indices = np.arange(part.start, part.stop, dtype=np.uint32) % depth
+    value = next(iter(model.labels))
+    limit = math.log(model.threshold / (1.0 - model.threshold))
+    mask = np.empty(data.shape, np.uint8)
+    probability = np.empty(data.shape, np.float32)
+    uncertainty = np.empty(data.shape, np.float32) if samples > 1 else None
+    totals = np.empty((2, films, count))
+    with Progress(films * count * samples, "segmenting", enabled=progress) as bar:
+        for film, first in itertools.product(range(films), range(0, count, step)):
+            part = film, slice(first, min(first + step, count))
+            prepared = model.preparation.prepare(volumes[part])[..., None]
+            indices = np.arange(part[1].start, part[1].stop, dtype=np.uint32)
             ensemble = Ensemble()
             for sample in range(samples):
                 small = model.batch_logits(
@@ -272,23 +289,54 @@ def predict(
                     seed=seed,
                     threads=threads,
                 )
-                ensemble.add(model.preparation.restore(small, slices.shape[1:]))
+                ensemble.add(model.preparation.restore(small, (size[0], size[1])))
                 bar.advance(len(indices))
-            logits[part] = ensemble.logits
+            view(mask)[part] = (ensemble.logits > limit) * np.uint8(value)
+            view(probability)[part] = sigmoid(ensemble.logits)
             if uncertainty is not None:
-                uncertainty[part] = ensemble.uncertainty()
-                totals[:, part] = ensemble.totals()
-    value = next(iter(model.labels))
-    limit = math.log(model.threshold / (1.0 - model.threshold))
+                view(uncertainty)[part] = ensemble.uncertainty()
+                totals[(slice(None), *part)] = ensemble.totals()
     return Segmentation(
-        mask=restore((logits > limit) * np.uint8(value)),
-        probability=restore(sigmoid(logits)),
-        uncertainty=None if uncertainty is None else restore(uncertainty),
-        nqm=None if uncertainty is None else nqm(totals),
+        mask=mask,
+        probability=probability,
+        uncertainty=uncertainty,
+        nqm=None if uncertainty is None else nqm(totals.reshape(2, -1)),
         labels=dict(model.labels),
         volume=volume,
         image=data,
     )
+
+
+def check_memory(
+    path: str | os.PathLike[str],
+    model: Model,
+    *,
+    axis: int | None = None,
+    which: int | Literal["all"] | None = None,
+    samples: int = 1,
+    threads: int = 1,
+    memory: int,
+) -> None:
+    """Refuse a file that cannot be segmented within so many bytes before its voxels are read, if its header tells.
+
+    Parameters
+    ----------
+    path, model, axis, samples, threads, memory
+        As of `predict`.
+    which : int or "all", optional
+        As ``volume`` of `pynca.volumes.read_volume`.
+
+    Raises
+    ------
+    ValueError
+        It does not fit; the sentence says what would.
+    """
+    outline = read_outline(path, volume=which)
+    if outline is None:
+        return
+    shape = slicing(outline.data.shape, outline, axis, model)(outline.data).shape
+    limits = {"samples": samples, "threads": threads, "memory": memory}
+    slices_a_call(shape, model, **limits, voxels=outline.data.nbytes, name=outline.name)
 
 
 def _open(
@@ -328,37 +376,34 @@ def _open(
     return data, Volume(data, matrix.astype(np.float64), None, "the image")
 
 
-def _sliced(
-    data: NDArray[Any], volume: Volume | None, axis: int | None, model: Model
-) -> tuple[NDArray[Any], int, Callable[[NDArray[Scalar]], NDArray[Scalar]]]:
-    """Return the slices (N, h, w) as the model learnt to see them, how many each volume of a film has, and the way
-    back to the image's own axes.
+def slicing(
+    shape: tuple[int, ...], volume: Volume | None, axis: int | None, model: Model
+) -> Callable[[NDArray[Scalar]], NDArray[Scalar]]:
+    """Return how to view an array of the image's shape as the slices that the model learnt to see.
+
+    The view is (volumes, slices, rows, columns); an image that is no film is one volume.
     """
+    axes = len(shape)
     if axis is not None:
-        if data.ndim == 2:
+        if axes == 2:
             raise ValueError("axis says how to slice a volume; the image is a single slice")
         axis = whole_number(axis, "axis", -3, 2) % 3
     located = volume is not None and (volume.affine is not None or volume.picture)
-    if data.ndim == 2 and not located:
-        return data[None], 1, lambda slices: slices[0]
-    if not located and axis is None and data.shape[-1] in (3, 4):
+    if axes == 2 and not located:
+        return lambda array: array[None, None]
+    if not located and axis is None and shape[-1] in (3, 4):
         raise ValueError(
-            f"the image has shape {data.shape} and may be a colour picture; "
+            f"the image has shape {shape} and may be a colour picture; "
             "convert it to grey, or give axis= if it is a volume"
         )
     way = Orientation.of(volume, model.preparation.orientation, model.preparation.axis)
     along = model.preparation.axis if axis is None else way.axes[axis]
-    slices = np.moveaxis(way.apply(data.reshape(*data.shape, *[1] * (3 - data.ndim))), along, 0)
-    shape = slices.shape[:3]
-    if data.ndim == 4:  # a film: one volume behind the other
-        slices = np.moveaxis(slices, 3, 0).reshape(-1, *shape[1:])
 
-    def restore(slices: NDArray[Scalar]) -> NDArray[Scalar]:
-        if data.ndim == 4:
-            slices = np.moveaxis(slices.reshape(-1, *shape), 0, 3)
-        return np.ascontiguousarray(way.undo(np.moveaxis(slices, 0, along)).reshape(data.shape))
+    def view(array: NDArray[Scalar]) -> NDArray[Scalar]:
+        slices = np.moveaxis(way.apply(array[(..., *[None] * (3 - axes))]), along, 0)
+        return np.moveaxis(slices, 3, 0) if axes == 4 else slices[None]
 
-    return slices, shape[0], restore
+    return view
 
 
 def _sized(volume: Volume, model: Model) -> Volume:
@@ -377,14 +422,3 @@ def _sized(volume: Volume, model: Model) -> Volume:
         stacklevel=3,
     )
     return replace(volume, spacing=sizes)
-
-
-def _parts(shape: tuple[int, ...], model: Model, threads: int) -> Iterator[slice]:
-    """Divide slices into calls of the core: enough for all threads, and few enough to fit into memory."""
-    count, height, width = shape
-    cells = math.prod(model.preparation.size)
-    # A call holds the state in float32, and the slices' own pixels in float64 on the way there
-    fitting = _CALL_BYTES // max(cells * model.levels[0].rule.channels * 4, height * width * 8)
-    size = max(1, min(fitting, _CALL_SLICES * threads))
-    for first in range(0, count, size):
-        yield slice(first, min(first + size, count))

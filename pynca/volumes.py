@@ -30,6 +30,7 @@ __all__ = [
     "is_volume_path",
     "output_name",
     "read_label",
+    "read_outline",
     "read_volume",
     "save_map",
     "save_mask",
@@ -146,6 +147,34 @@ def read_volume(
         raise ValueError(f"{result.name} holds one volume, 0; volume is {which}")
     check_finite(result.data, result.name)
     return result if spacing is None else _spaced(result, spacing)
+
+
+def read_outline(path: str | os.PathLike[str], *, volume: int | Literal["all"] | None = None) -> Volume | None:
+    """Read what the header of a file says, without its voxels.
+
+    Parameters
+    ----------
+    path : str or path-like
+    volume : int or "all", optional
+        As of `read_volume`.
+
+    Returns
+    -------
+    Volume or None
+        Its ``data`` has the shape and the ``nbytes`` of the image, but takes no memory and is zero. None for a
+        format whose header does not tell: DICOM and pictures.
+
+    Raises
+    ------
+    ValueError, OSError
+        As `read_volume`, as far as the header is concerned.
+    """
+    path = Path(path)
+    if not path.is_file() or dicom.is_dicom(path):
+        return None
+    if _ends(path, npy.SUFFIXES):
+        return npy.outline(path)
+    return nifti.outline(path, volume) if _ends(path, nifti.SUFFIXES) else None
 
 
 def read_label(path: str | os.PathLike[str]) -> Volume:
@@ -283,9 +312,10 @@ def save_mask(path: str | os.PathLike[str], mask: ArrayLike, like: Volume, label
     allowed = sorted({0, *labels})
     if not 0 <= allowed[0] <= allowed[-1] <= 255:
         raise ValueError(f"the labels are {sorted(labels)}; a uint8 mask has room for 1 to 255")
-    if not np.isin(values, allowed).all():
-        wrong = np.setdiff1d(values, allowed)[0]
-        raise ValueError(f"mask holds the value {wrong}; every value must be one of {allowed}")
+    for plane in values:  # one at a time, because setdiff1d sorts a copy
+        wrong = np.setdiff1d(plane, allowed)
+        if wrong.size:
+            raise ValueError(f"mask holds the value {wrong[0]}; every value must be one of {allowed}")
     if _ends(path, nifti.SUFFIXES):
         nifti.write(path, values, np.dtype("u1"), like, labels)
     elif _ends(path, npy.SUFFIXES):

@@ -16,7 +16,7 @@ import pytest
 from nibabel import orientations
 
 import pynca
-from pynca import segmentation
+from pynca import memory
 from pynca.quality import Ensemble, nqm
 from support import random_model
 
@@ -171,8 +171,8 @@ def test_threads_and_batches_do_not_change_a_bit(
     model = random_model()  # packed for the instruction set of this test
     image = volume()
     expected = pynca.predict(image, model, seed=4, samples=2, threads=1)
-    monkeypatch.setattr(segmentation, "_CALL_SLICES", calls[0])
-    monkeypatch.setattr(segmentation, "_CALL_BYTES", calls[1])
+    monkeypatch.setattr(memory, "CALL_SLICES", calls[0])
+    monkeypatch.setattr(memory, "CALL_BYTES", calls[1])
     result = pynca.predict(image, model, seed=4, samples=2, threads=threads)
     np.testing.assert_array_equal(result.mask, expected.mask)
     np.testing.assert_array_equal(result.probability, expected.probability)
@@ -190,7 +190,7 @@ def test_calls_are_small_enough_for_large_slices(monkeypatch: pytest.MonkeyPatch
         return prepare(self, slices)
 
     monkeypatch.setattr(pynca.Preparation, "prepare", counted)
-    monkeypatch.setattr(segmentation, "_CALL_BYTES", 2**20)
+    monkeypatch.setattr(memory, "CALL_BYTES", 2**20)
     pynca.segment(np.random.default_rng(6).random((160, 170, 20)), random_model(steps=1), threads=64)
     assert sum(sizes) == 160 * 170 * 20
     assert max(sizes) * 8 <= 2**20

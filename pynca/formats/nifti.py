@@ -56,6 +56,18 @@ def read(path: Path, which: Which) -> Volume:
     return volume
 
 
+def outline(path: Path, which: Which) -> Volume:
+    """Read the header alone: a volume of zeros that take no memory."""
+    with open(path, "rb") as file, about(path), parsing():
+        header = _header(_unpacked(file)[0].read(540))
+        _, shape = _part(header.get_data_shape(), which)
+        check_dtype(header.get_data_dtype())
+        affine = checked_affine(header.get_best_affine())
+        scaled = header.get_slope_inter() not in ((1.0, 0.0), (None, None))
+        zero = np.zeros((), np.float64 if scaled else header.get_data_dtype())
+    return Volume(np.broadcast_to(zero, shape), affine, header, str(path))
+
+
 def read_image(image: SpatialImage, which: Which) -> Volume:
     """Read one of nibabel's images, of whatever format."""
     nibabel = _nibabel()

@@ -16,6 +16,16 @@ SUFFIXES = (".npy",)
 
 def read(path: Path) -> Volume:
     """Read an array of two or three axes; nothing is unpickled."""
+    return Volume(native(np.array(_mapped(path))), None, None, str(path))
+
+
+def outline(path: Path) -> Volume:
+    """Read the header alone: a volume of zeros that take no memory."""
+    array = _mapped(path)
+    return Volume(np.broadcast_to(np.zeros((), array.dtype), array.shape), None, None, str(path))
+
+
+def _mapped(path: Path) -> NDArray[Any]:
     with open(path, "rb") as file, about(path), parsing():
         if file.read(6) != b"\x93NUMPY":
             raise Refused("is not a .npy file of NumPy")
@@ -24,8 +34,7 @@ def read(path: Path) -> Volume:
         check_dtype(array.dtype)
         if array.ndim not in (2, 3):
             raise Refused(f"has shape {array.shape}; it must be a slice with two axes or a volume with three")
-        data = native(np.array(array))
-    return Volume(data, None, None, str(path))
+    return array
 
 
 def write(path: Path, values: NDArray[Any], dtype: np.dtype[Any]) -> None:
