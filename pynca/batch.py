@@ -17,7 +17,7 @@ from .layouts import Job
 from .manifest import FILE, Entry, Manifest, ModelFile, digest
 from .model import Model
 from .progress import Progress
-from .segmentation import Segmentation, predict
+from .segmentation import Segmentation, check_memory, predict
 from .statistics import label_statistics, rounded
 from .volumes import check_output, read_volume
 
@@ -61,6 +61,7 @@ def run_case(
     manifest: Manifest,
     *,
     threads: int | None = None,
+    memory: int | None = None,
     progress: bool = False,
 ) -> Entry:
     """Segment one case and write its results; whatever is wrong with it ends up in the entry.
@@ -72,7 +73,7 @@ def run_case(
     options : Options
     manifest : Manifest
         Names the results; the entry is not added to it.
-    threads, progress
+    threads, memory, progress
         As of `pynca.predict`.
 
     Returns
@@ -86,6 +87,10 @@ def run_case(
         warnings.simplefilter("always")
         try:
             sha256 = digest(job.source)
+            if memory is not None:
+                check_memory(
+                    job.source, model, which=options.volume, samples=options.samples, threads=threads, memory=memory
+                )
             volume = read_volume(job.source, volume=options.volume, spacing=options.spacing)
             for kind, path in job.outputs.items():
                 if kind != "preview":
@@ -96,6 +101,7 @@ def run_case(
                 seed=options.seed,
                 samples=options.samples,
                 threads=threads,
+                memory=memory,
                 progress=progress,
             )
             for kind, write in _WRITERS.items():

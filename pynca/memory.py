@@ -5,8 +5,12 @@ The sizes are those of the arrays that stand at the same time, so that a run can
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
 import re
+import sys
+from pathlib import Path
 
 from .model import Model
 
@@ -15,7 +19,9 @@ from .model import Model
 CALL_BYTES = 128 * 2**20
 CALL_SLICES = 8  # a thread
 
-_CORE_BYTES = 4 * 2**20  # packed weights, and what the allocator keeps
+_STATM = Path("/proc/self/statm")
+_PROGRAM_BYTES = 64 * 2**20  # Python with numpy and nibabel, where the system does not tell
+_CORE_BYTES = 6 * 2**20  # packed weights, and what the allocator keeps
 _THREAD_BYTES = 2**20  # a thread's stack, its band of hidden cells and its bordering rows
 _SLACK = 1.2  # what was freed and not given back to the system, as measured
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
@@ -36,6 +42,17 @@ def read_bytes(text: str) -> int:
     if amount < 1:
         raise ValueError(f"{text[:40]!r} is no amount of memory; write it as 512M, 1.5G or 800MiB")
     return amount
+
+
+def process_bytes() -> int:
+    """Return the memory that this process takes now; the most that it took where the system tells no more."""
+    with contextlib.suppress(OSError, ValueError):
+        return int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    try:
+        import resource
+    except ImportError:  # Windows
+        return _PROGRAM_BYTES
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def megabytes(amount: float) -> str:
@@ -94,7 +111,7 @@ def slices_a_call(
     model : Model
     samples, threads : int
     memory : int, optional
-        Bytes that the whole run may take.
+        Bytes that the process may take, with what it holds already.
     voxels : int
         Bytes of the voxels where the run reads them from a file: twice while it reads, once afterwards.
     name : str
@@ -108,12 +125,13 @@ def slices_a_call(
     each = slice_bytes((shape[2], shape[3]), model, samples)
     room = CALL_BYTES
     if memory is not None:
-        fixed = voxels + result_bytes(math.prod(shape), samples) + core_bytes(threads)
-        least = max(2 * voxels, fixed + each)
+        before = process_bytes()
+        fixed = before + voxels + result_bytes(math.prod(shape), samples) + core_bytes(threads)
+        least = max(before + 2 * voxels, fixed + each)
         if memory < least:
             raise ValueError(
-                f"{name} takes at least {megabytes(least)} of memory to segment, and there are {megabytes(memory)} "
-                "for it; allow more"
+                f"{name} takes at least {megabytes(least)} of memory to segment ({megabytes(before)} of them are "
+                f"taken already), and {memory / 1e6:.4g} MB are allowed; allow more"
             )
         room = min(room, memory - fixed)
     return max(1, min(room // each, CALL_SLICES * threads, shape[1]))

@@ -8,10 +8,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import NDArray
 
 from . import _core
 from .config import thread_count
@@ -20,7 +20,7 @@ from .model import Model
 from .quality import Ensemble, sigmoid
 from .rule import whole_number
 from .segmentation import slicing
-from .volumes import Extent, read_extent, read_volume
+from .volumes import Volume, read_outline, read_volume
 
 _PROBE_SECONDS = 0.15
 
@@ -54,6 +54,10 @@ class Speed:
         self.model = model
         self.threads = threads
 
+    def measure(self) -> None:
+        """Measure now, so that what follows takes no time."""
+        _ = self.run, self.prepare, self.restore
+
     @cached_property
     def run(self) -> float:
         """Seconds that the automaton takes for a slice, in a call of as many as threads can share."""
@@ -83,36 +87,32 @@ class Speed:
             ensemble.add(self.model.preparation.restore(logits, (size[0], size[1])))
             sigmoid(ensemble.logits)
 
-        return _fastest(call) / (count * math.prod(size))
+        pixels: int = math.prod(size) * count
+        return _fastest(call) / pixels
 
-    def _noise(self) -> np.ndarray:
+    def _noise(self) -> NDArray[np.float64]:
         return np.random.default_rng(0).random((4, *self.model.preparation.size))
 
 
 def estimate(
-    shape: tuple[int, ...],
+    image: tuple[int, ...] | Volume,
     model: Model,
     *,
-    affine: ArrayLike | None = None,
     samples: int = 1,
     threads: int | None = None,
     memory: int | None = None,
-    voxels: int = 0,
     speed: Speed | None = None,
 ) -> Estimate:
     """Estimate what `predict` will take for an image, after trying the model for less than a second.
 
     Parameters
     ----------
-    shape : tuple of int
-        Of the image: (H, W), or (H, W, D).
+    image : tuple of int, or Volume
+        The shape of an array, (H, W) or (H, W, D), in the model's orientation, which the caller holds already. Or
+        what `outline` returns for a file, whose voxels `predict` reads: they count, too.
     model : Model
-    affine : array, optional
-        (4, 4), as of `predict`: along which axis a volume is sliced depends on it. Default: the model's own axes.
     samples, threads, memory
         As of `predict`.
-    voxels : int
-        Bytes of the image where `predict` reads it from a file. Default 0: the caller holds it already.
     speed : Speed, optional
         To try the model once for many images.
 
@@ -125,48 +125,42 @@ def estimate(
     ValueError
         The run does not fit into ``memory``, or an argument is out of range.
     """
+    if isinstance(image, Volume):
+        volume, data = image, image.data
+    else:
+        volume, data = None, np.broadcast_to(np.False_, image)
     samples = whole_number(samples, "samples", 1, _core.MAX_SAMPLES)
     threads = thread_count(threads)
     speed = speed or Speed(model, threads)
-    matrix = None if affine is None or len(shape) != 3 else np.asarray(affine, np.float64)
-    along = None if matrix is not None or len(shape) != 3 else model.preparation.axis
-    slices = slicing(shape, matrix, along, model)(np.broadcast_to(np.False_, shape)).shape
-    count = slices_a_call(slices, model, samples=samples, threads=threads, memory=memory, voxels=voxels)
-    pixels = math.prod(slices)
+    axis = model.preparation.axis if volume is None and data.ndim == 3 else None
+    shape = slicing(data.shape, volume, axis, model)(data).shape
+    voxels, name = (0, "the image") if volume is None else (data.nbytes, volume.name)
+    count = slices_a_call(shape, model, samples=samples, threads=threads, memory=memory, voxels=voxels, name=name)
+    runs, pixels = shape[0] * shape[1] * samples, math.prod(shape)
     return Estimate(
-        seconds=slices[0] * samples * speed.run + pixels * (speed.prepare + samples * speed.restore),
-        bytes=run_bytes(slices, model, samples=samples, threads=threads, voxels=voxels, count=count),
+        seconds=runs * speed.run + pixels * (speed.prepare + samples * speed.restore),
+        bytes=run_bytes(shape, model, samples=samples, threads=threads, voxels=voxels, count=count),
     )
 
 
-def extent(path: str | os.PathLike[str]) -> Extent:
-    """Return the size of a file's volume: from its header where that tells, else by reading it.
+def outline(path: str | os.PathLike[str], *, which: int | Literal["all"] | None = None) -> Volume:
+    """Return an image as its header describes it, without voxels; or read it, where the header does not tell.
+
+    Parameters
+    ----------
+    path : str or path-like
+    which : int or "all", optional
+        As ``volume`` of `pynca.volumes.read_volume`.
 
     Raises
     ------
-    ValueError, OSError
+    ValueError, OSError, ImportError
         As `pynca.volumes.read_volume`.
     """
-    found = read_extent(path)
-    if found is None:
-        volume = read_volume(Path(path))
-        found = Extent(volume.data.shape, volume.affine, volume.data.nbytes)
-    return found
+    return read_outline(path, volume=which) or read_volume(path, volume=which)
 
 
-def process_bytes() -> int:
-    """Return the most memory that this process has taken so far."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 100 * 10**6
-    import sys
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def _fastest(call: Callable[[], None]) -> float:
+def _fastest(call: Callable[[], object]) -> float:
     """Return the shortest time that a call takes, of those that fit into the time of a probe, but two at least."""
     call()  # packs weights, starts threads
     times: list[float] = []

@@ -199,7 +199,9 @@ def predict(
     Parameters
     ----------
     image : array, path, nibabel image or Volume
-        2D (one slice) or 3D, of any real dtype. An array without ``affine``, also from a ``.npy`` file, is taken
+        2D (one slice) or 3D, of any real dtype. Arrays of other libraries are read through ``__array__`` or
+        ``__dlpack__`` where they are on the CPU; coordinates that they carry, as xarray's do, are not used. An array
+        without ``affine``, also from a ``.npy`` file, is taken
         to be in the model's orientation and spacing: for ``"RAS"``, axes that grow to the patient's right, front
         and head. A picture (PNG, TIFF, JPEG) is taken to be of a slice as the model cuts them, shown as radiologists
         look at it: the patient's right, or front, on the left. `pynca.volumes.read_volume` says what files it reads;
@@ -314,7 +316,7 @@ def check_memory(
     axis: int | None = None,
     which: int | Literal["all"] | None = None,
     samples: int = 1,
-    threads: int = 1,
+    threads: int | None = None,
     memory: int,
 ) -> None:
     """Refuse a file that cannot be segmented within so many bytes before its voxels are read, if its header tells.
@@ -335,8 +337,15 @@ def check_memory(
     if outline is None:
         return
     shape = slicing(outline.data.shape, outline, axis, model)(outline.data).shape
-    limits = {"samples": samples, "threads": threads, "memory": memory}
-    slices_a_call(shape, model, **limits, voxels=outline.data.nbytes, name=outline.name)
+    slices_a_call(
+        shape,
+        model,
+        samples=samples,
+        threads=thread_count(threads),
+        memory=memory,
+        voxels=outline.data.nbytes,
+        name=outline.name,
+    )
 
 
 def _open(
@@ -356,7 +365,7 @@ def _open(
         raise ValueError("spacing goes with the path of a picture; give affine= with an array")
     if isinstance(image, np.ma.MaskedArray):
         raise TypeError("the image is a masked array; fill what is masked, for example with image.filled(0)")
-    data = np.asarray(image)
+    data = _array(image)
     if data.dtype.kind not in "fiub":
         raise TypeError(f"the image has dtype {data.dtype}; it must hold real numbers")
     if data.ndim not in (2, 3) or 0 in data.shape:
@@ -374,6 +383,23 @@ def _open(
             f"affine has shape {matrix.shape} and the image {data.shape}; an affine is (4, 4) and goes with a volume"
         )
     return data, Volume(data, matrix.astype(np.float64), None, "the image")
+
+
+def _array(image: object) -> NDArray[Any]:
+    """Return an array of any library as one of NumPy's, without a copy where that can be."""
+    own = hasattr(image, "__array__")
+    foreign = own or hasattr(image, "__dlpack__")
+    try:
+        array: NDArray[Any] = np.from_dlpack(image) if foreign and not own else np.asarray(image)  # type: ignore[arg-type]
+    except Exception as problem:  # each library refuses in its own way
+        if not foreign:
+            raise
+        kind = f"{type(image).__module__.partition('.')[0]}.{type(image).__name__}"
+        raise TypeError(
+            f"the image is a {kind} that NumPy cannot read ({' '.join(str(problem).split())}); give it on the CPU, "
+            "free of gradients and in a dtype that NumPy has, as image.detach().cpu().float() is of torch"
+        ) from problem
+    return array
 
 
 def slicing(

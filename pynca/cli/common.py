@@ -30,6 +30,21 @@ def whole(text: str) -> int:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
 
 
+def volume_number(text: str) -> int | str:
+    """Read the number of a volume, or ``all``."""
+    return text if text == "all" else whole(text)
+
+
+def amount(text: str) -> int:
+    """Read an amount of memory, such as ``512M``."""
+    from ..memory import read_bytes
+
+    try:
+        return read_bytes(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def check_model(model: Path) -> None:
     """Refuse a model that is neither bundled nor a file."""
     from .. import zoo

@@ -10,7 +10,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .common import DONE, FAILED, MODEL, WrongUse, check_model, fail, plain, print_warning, show, whole
+from .common import (
+    DONE,
+    FAILED,
+    MODEL,
+    WrongUse,
+    amount,
+    check_model,
+    fail,
+    plain,
+    print_warning,
+    show,
+    volume_number,
+    whole,
+)
 
 if TYPE_CHECKING:
     from ..layouts import Job
@@ -44,6 +57,12 @@ def add(commands: Commands) -> None:
     command.add_argument(
         "--threads", type=whole, metavar="N", help="threads (default: PYNCA_NUM_THREADS, else all usable CPUs)"
     )
+    command.add_argument(
+        "--memory",
+        type=amount,
+        metavar="SIZE",
+        help="stay below this much memory, such as 512M or 1.5G, with the same result; a case that cannot is refused",
+    )
     for kind, what in (("probability", "the probability"), ("uncertainty", "how far the runs of --samples differ")):
         command.add_argument(
             f"--save-{kind}", type=Path, metavar="FILE", help=f"also write {what}; a folder where IN is one"
@@ -55,7 +74,7 @@ def add(commands: Commands) -> None:
         "--format", choices=FORMATS, metavar="F", help=f"of the masks of a folder: {', '.join(FORMATS)} (default: IN's)"
     )
     command.add_argument(
-        "--volume", type=_volume, metavar="N", help="which volume of a 4D NIfTI file, counted from 0, or all"
+        "--volume", type=volume_number, metavar="N", help="which volume of a 4D NIfTI file, counted from 0, or all"
     )
     command.add_argument(
         "--spacing", type=_spacing, metavar="MM", help="size of a picture's pixels, as 1.4 or 1.4,1.2 for rows, columns"
@@ -112,11 +131,12 @@ def run(arguments: argparse.Namespace) -> int:
     left = unfinished(jobs, manifest, skip_existing=arguments.skip_existing, progress=not quiet)
     names = {job.name for job in left}
     alone = len(jobs) == 1 and not quiet  # then the bar counts slices, else files
+    how = {"threads": threads, "memory": arguments.memory, "progress": alone}
     with manifest, Progress(len(left), enabled=not quiet and not alone) as bar:
         for job in jobs:
             if job.name in names:
                 bar.advance(0, label=job.name)
-                manifest.add(run_case(job, model, options, manifest, threads=threads, progress=alone))
+                manifest.add(run_case(job, model, options, manifest, **how))
                 bar.erase()
             entry = manifest.cases[job.name]
             _print_case(job, entry, new=job.name in names, as_json=arguments.json, quiet=quiet)
@@ -155,10 +175,6 @@ def _jobs(arguments: argparse.Namespace, title: str) -> tuple[list[Job], Path | 
         if stats.is_dir():
             raise WrongUse(f"{stats} is a folder; --stats is the name of a file, such as {stats / 'volumes.csv'}")
     return jobs, folder
-
-
-def _volume(text: str) -> int | str:
-    return text if text == "all" else whole(text)
 
 
 def _spacing(text: str) -> list[float]:

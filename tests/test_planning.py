@@ -1,0 +1,279 @@
+"""What `pynca estimate` says before a run, and that a run keeps to the memory that it is given."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import pynca
+from pynca import cli, memory
+from pynca.planning import Speed, estimate, outline
+from pynca.volumes import Volume
+from support import random_model
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+MODEL = random_model(steps=1)
+
+
+class Instant(Speed):
+    """A machine whose speed need not be measured."""
+
+    run, prepare, restore = 0.5, 2e-6, 1e-6  # type: ignore[assignment]
+
+
+def measured(code: str, *arguments: object) -> tuple[float, str]:
+    """Run code in a process of its own; return the most memory that it took in MB, and what it printed."""
+    tail = "\nprint(next(int(l.split()[1]) for l in open('/proc/self/status') if l.startswith('VmHWM:')))"
+    run = subprocess.run(
+        [sys.executable, "-c", code + tail, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parent,
+    )
+    *printed, peak = run.stdout.splitlines()
+    return int(peak) * 1024 / 1e6, "\n".join(printed)
+
+
+def write(path: Path, shape: tuple[int, ...], dtype: str = "f4", slope: float = 1.0) -> Path:
+    values = np.random.default_rng(0).integers(0, 100, shape).astype(dtype)
+    image = nibabel.Nifti1Image(values, np.eye(4))
+    image.header.set_slope_inter(slope, 0)
+    with open(path, "wb") as file:
+        header = image.header.copy()
+        header["vox_offset"], header["magic"] = 352, b"n+1"
+        file.write(header.binaryblock + bytes(4) + values.tobytes(order="F"))
+    return path
+
+
+# --- memory ---------------------------------------------------------------------------------------------------
+
+
+@linux
+@pytest.mark.parametrize(
+    ("shape", "samples", "threads", "options"),
+    [
+        ((256, 256, 24), 3, 2, {}),
+        ((512, 512, 10), 1, 1, {}),
+        ((64, 64, 200), 1, 2, {}),
+        ((40, 700, 20), 1, 1, {}),
+        ((300, 300, 6), 2, 1, {"size": (192, 192), "channels": 16}),
+    ],
+)
+def test_the_estimate_bounds_the_measured_peak(
+    shape: tuple[int, ...], samples: int, threads: int, options: dict[str, object]
+) -> None:
+    """From above, and by no more than a factor of two and 8 MB."""
+    code = f"""
+import numpy as np, pynca
+from pynca.memory import process_bytes
+from pynca.planning import estimate
+from support import random_model
+model = random_model(steps=1, **{options!r})
+estimate((40, 40, 8), model)
+image = np.ones({shape!r}, np.float32)
+before = process_bytes()
+pynca.predict(image, model, samples={samples}, threads={threads})
+print(before / 1e6, estimate(image.shape, model, samples={samples}, threads={threads}).bytes / 1e6)
+"""
+    peak, printed = measured(code)
+    before, estimated = map(float, printed.split())
+    assert peak - before <= estimated <= 2 * (peak - before) + 8
+
+
+@linux
+@pytest.mark.parametrize("slope", [1.0, 2.5])
+def test_the_estimate_counts_the_voxels_of_a_file(tmp_path: Path, slope: float) -> None:
+    path = write(tmp_path / "scan.nii", (160, 160, 160), "i2", slope)
+    assert outline(path).data.nbytes == pynca.volumes.read_volume(path).data.nbytes
+    code = """
+import sys, pynca
+from pynca.memory import process_bytes
+from pynca.planning import Speed, estimate, outline
+from pynca.volumes import Volume
+from support import random_model
+model = random_model(steps=1)
+estimate((40, 40, 8), model)
+image = outline(sys.argv[1])
+before = process_bytes()
+pynca.predict(sys.argv[1], model, threads=1)
+print(before / 1e6, estimate(image, model, threads=1).bytes / 1e6)
+"""
+    peak, printed = measured(code, path)
+    before, estimated = map(float, printed.split())
+    assert peak - before <= estimated <= 2 * (peak - before) + 8
+
+
+@linux
+def test_a_limit_is_kept(tmp_path: Path) -> None:
+    """With the whole program, its interpreter included."""
+    path = write(tmp_path / "scan.nii", (256, 256, 32), "i2")
+    code = "import sys; from pynca.cli import main; assert main(sys.argv[1:]) == 0"
+    options = ["segment", path, tmp_path / "mask.nii", "--threads", "1"]
+    without, _ = measured(code, *options)
+    first = (tmp_path / "mask.nii").read_bytes()
+    limit = int(without * 0.85)
+    within, _ = measured(code, *options, "--memory", f"{limit}M")
+    assert within <= limit < without
+    assert (tmp_path / "mask.nii").read_bytes() == first
+
+
+@pytest.mark.parametrize("samples", [1, 2])
+def test_a_limit_changes_no_bit(samples: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = np.random.default_rng(1).random((30, 20, 24))
+    expected = pynca.predict(image, MODEL, samples=samples, threads=2)
+    monkeypatch.setattr(memory, "process_bytes", lambda: 10**6)
+    each = memory.slice_bytes((30, 20), MODEL, samples)
+    fixed = 10**6 + memory.result_bytes(image.size, samples) + memory.core_bytes(2)
+    for count in (1, 2, 5):
+        calls = memory.slices_a_call((1, 24, 30, 20), MODEL, samples=samples, threads=2, memory=fixed + count * each)
+        assert calls == count
+        result = pynca.predict(image, MODEL, samples=samples, threads=2, memory=fixed + count * each)
+        np.testing.assert_array_equal(result.mask, expected.mask)
+        np.testing.assert_array_equal(result.probability, expected.probability)
+        np.testing.assert_array_equal(result.uncertainty, expected.uncertainty)
+        assert result.nqm == expected.nqm
+    with pytest.raises(ValueError, match=r"^the image takes at least [0-9]+ MB of memory to segment") as caught:
+        pynca.predict(image, MODEL, samples=samples, threads=2, memory=fixed + each - 1)
+    assert f"takes at least {memory.megabytes(fixed + each)}" in str(caught.value)
+
+
+def test_a_file_that_cannot_fit_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "scan.nii", (50, 60, 70))
+    monkeypatch.setattr("pynca.segmentation.read_volume", lambda source: pytest.fail("was read"))
+    with pytest.raises(ValueError, match=r"scan\.nii takes at least [0-9]+ MB .* and 1 MB are allowed; allow more"):
+        pynca.segment(path, MODEL, memory=10**6)
+
+
+@pytest.mark.parametrize(("limit", "error"), [(0, ValueError), (-1, ValueError), (1e9, TypeError), ("1G", TypeError)])
+def test_limits_that_cannot_be_right(limit: object, error: type[Exception]) -> None:
+    with pytest.raises(error, match="memory is"):
+        pynca.segment(np.ones((9, 9)), MODEL, memory=limit)  # type: ignore[arg-type]
+
+
+@given(st.integers(1, 10**12), st.sampled_from(["", "B", "K", "kB", "M", "m", "MB", "G", "Ki", "KiB", "MiB", "gib"]))
+def test_amounts(number: int, unit: str) -> None:
+    base = 1024 if "i" in unit.lower() else 1000
+    power = {"K": 1, "M": 2, "G": 3}.get(unit[:1].upper(), 0)
+    if number * base**power < 2**53:
+        assert memory.read_bytes(f"{number}{unit}") == number * base**power
+        assert memory.read_bytes(f" {number} {unit} ") == number * base**power
+
+
+def test_fractions_of_amounts() -> None:
+    assert memory.read_bytes("1.5G") == 1_500_000_000
+    assert memory.read_bytes("0.5KiB") == 512
+
+
+@pytest.mark.parametrize(
+    "text", ["", "M", "12X", "-5M", "1e9", "5 M B", "1,5G", "0", "0.0001K", "½G", "١M", "9" * 40, "M5"]
+)
+def test_what_is_no_amount(text: str) -> None:
+    with pytest.raises(ValueError, match=r"is no amount of memory; write it as 512M, 1\.5G or 800MiB$"):
+        memory.read_bytes(text)
+
+
+# --- time -----------------------------------------------------------------------------------------------------
+
+
+def test_seconds_grow_with_slices_pixels_and_samples() -> None:
+    speed = Instant(MODEL, 1)
+    one = estimate((10, 20, 5), MODEL, speed=speed)
+    assert one.seconds == pytest.approx(5 * 0.5 + 1000 * 3e-6)
+    assert estimate((10, 20, 5), MODEL, speed=speed, samples=3).seconds == pytest.approx(15 * 0.5 + 1000 * 5e-6)
+    assert estimate((10, 20), MODEL, speed=speed).seconds == pytest.approx(0.5 + 200 * 3e-6)
+
+
+def test_slices_are_counted_along_the_axis_that_the_model_learnt() -> None:
+    speed = Instant(MODEL, 1)
+    swapped = np.eye(4)[[2, 1, 0, 3]]  # the first axis grows towards the head
+    assert estimate(Volume(np.zeros((7, 20, 30)), swapped, None, "x"), MODEL, speed=speed).seconds == pytest.approx(
+        7 * 0.5 + 4200 * 3e-6
+    )
+
+
+def test_a_machine_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    speed = Speed(MODEL, 1)
+    speed.measure()
+    assert min(speed.run, speed.prepare, speed.restore) > 0
+    monkeypatch.setattr(pynca.Model, "batch_logits", lambda *a, **k: pytest.fail("measured again"))
+    assert estimate((9, 9, 9), MODEL, speed=speed).seconds > 0
+
+
+# --- the command ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["volumes/example_ct_sm.nii.gz", "hippocampus/images/hippocampus_001.nii.gz"])
+def test_an_outline_is_the_volume_without_its_voxels(data: Path, name: str) -> None:
+    volume, without = pynca.volumes.read_volume(data / name), outline(data / name)
+    assert without.data.shape == volume.data.shape
+    assert without.data.nbytes == volume.data.nbytes
+    assert without.data.strides == (0, 0, 0)
+    np.testing.assert_array_equal(without.affine, volume.affine)
+
+
+def test_an_outline_of_an_array_file(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.ones((4, 5, 6), np.int16))
+    assert outline(tmp_path / "x.npy").data.shape == (4, 5, 6)
+    assert outline(tmp_path / "x.npy").data.nbytes == 240
+
+
+def test_a_film(tmp_path: Path) -> None:
+    path = write(tmp_path / "film.nii", (8, 9, 5, 3))
+    with pytest.raises(ValueError, match="holds 3 volumes; choose one"):
+        outline(path)
+    speed = Instant(MODEL, 1)
+    assert estimate(outline(path, which=1), MODEL, speed=speed).seconds == pytest.approx(5 * 0.5 + 360 * 3e-6)
+    assert estimate(outline(path, which="all"), MODEL, speed=speed).seconds == pytest.approx(15 * 0.5 + 1080 * 3e-6)
+
+
+def test_estimate_reads_headers_only(
+    data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pynca.planning.read_volume", lambda source: pytest.fail("was read"))
+    assert cli.main(["estimate", str(data / "volumes"), "--threads", "1"]) == 0
+    ct, mr, total = capsys.readouterr().out.splitlines()
+    assert ct.startswith(f"{data / 'volumes' / 'example_ct_sm.nii.gz'}: 122 x 101 x 30 voxels, ")
+    assert "117 x 91 x 20" in mr
+    assert total.startswith("2 cases: ")
+    assert total.endswith(" MB at most")
+
+
+def test_estimate_goes_on_after_a_bad_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "a.nii", (9, 9, 9))
+    (tmp_path / "b.nii").write_bytes(b"no volume")
+    assert cli.main(["estimate", str(tmp_path), "--threads", "1"]) == 1
+    out, err = capsys.readouterr()
+    assert out.splitlines()[-1].startswith("1 cases: ")
+    assert err == f"pynca: {tmp_path / 'b.nii'} is not a NIfTI file; it must be .nii or .nii.gz\n"
+
+
+def test_estimate_says_what_does_not_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path / "a.nii", (9, 9, 9))
+    assert cli.main(["estimate", str(path), "--threads", "1", "--memory", "2M"]) == 1
+    assert "MB of memory to segment" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["nowhere"], "nowhere does not exist"),
+        (["."], "holds no"),
+        ([".", "--threads", "0"], "threads is 0"),
+        ([".", "--samples", "0"], "--samples is 0"),
+        ([".", "-m", "brain"], "brain does not exist; bundled models are hippocampus"),
+    ],
+)
+def test_wrong_use(
+    arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["estimate", *arguments]) == 2
+    assert said in capsys.readouterr().err
