@@ -34,6 +34,7 @@ def test_the_entry_point_names_the_manifest() -> None:
     assert '[project.entry-points."napari.manifest"]\npynca = "pynca:napari.yaml"\n' in project.read_text()
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of pydantic about npe2
 def test_npe2_accepts_the_manifest() -> None:
     npe2 = pytest.importorskip("npe2", reason="npe2 is not installed")
     manifest = npe2.PluginManifest.from_file(PACKAGE / "napari.yaml")

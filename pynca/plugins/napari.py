@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from magicgui.widgets import ComboBox, Container, FileEdit, Label, LineEdit, PushButton, SpinBox, create_widget
+from magicgui.widgets import ComboBox, Container, FileEdit, LineEdit, PushButton, SpinBox, TextEdit, create_widget
 from napari.layers import Image
 from napari.qt.threading import create_worker
 from numpy.typing import NDArray
@@ -50,13 +50,14 @@ class SegmentWidget(Container):  # type: ignore[misc]
         )
         self.threads = SpinBox(label="threads", value=thread_count(), min=1, max=MAX_THREADS)
         self.button = PushButton(text="Segment")
-        self.result = Label(value="")
+        self.result = TextEdit(label="result", value="")  # a refusal is a long sentence
         super().__init__(
             widgets=[
                 *(self.image, self.model, self.file, self.axes),
                 *(self.samples, self.threads, self.button, self.result),
             ]
         )
+        self.result.read_only = True
         self.button.changed.connect(self.segment)
 
     def segment(self) -> None:
