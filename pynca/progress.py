@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Callable
 from types import TracebackType
 
 _CELLS = 24
@@ -21,12 +22,17 @@ class Progress:
         Text before the bar.
     enabled : bool
         Show it at all; it is shown only where standard error is a terminal. Default True.
+    report : callable, optional
+        Called with the share that is done, from 0 to 1, whenever something is.
     """
 
-    def __init__(self, total: int, label: str = "", *, enabled: bool = True) -> None:
+    def __init__(
+        self, total: int, label: str = "", *, enabled: bool = True, report: Callable[[float], object] | None = None
+    ) -> None:
         self._total = max(total, 1)
         self._done = 0.0
         self._label = label
+        self._report = report
         self._visible = enabled and sys.stderr is not None and sys.stderr.isatty()
         self._start = time.monotonic()
         self._drawn = 0.0
@@ -38,6 +44,8 @@ class Progress:
     def advance(self, units: int = 1, label: str | None = None) -> None:
         """Count finished units and change the label."""
         self._done += units
+        if self._report is not None:
+            self._report(min(self._done / self._total, 1.0))
         self._label = self._label if label is None else label
         self._draw(force=label is not None)  # a new label stands for as long as its file takes
 

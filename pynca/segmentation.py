@@ -153,7 +153,7 @@ def segment(
     samples: int = 1,
     threads: int | None = None,
     memory: int | None = None,
-    progress: bool = False,
+    progress: bool | Callable[[float], object] = False,
 ) -> UInt8Array:
     """Segment an image and return the mask; `predict` describes the arguments and returns more.
 
@@ -187,7 +187,7 @@ def predict(
     samples: int = 1,
     threads: int | None = None,
     memory: int | None = None,
-    progress: bool = False,
+    progress: bool | Callable[[float], object] = False,
 ) -> Segmentation:
     """Segment a slice or a volume.
 
@@ -226,8 +226,9 @@ def predict(
         Bytes that the process may take, with what it holds already. Slices then go through in smaller
         parts, and a run that cannot fit is refused before it starts. The result does not depend on it.
         Default: no limit.
-    progress : bool
-        Show a progress bar where standard error is a terminal. Default False.
+    progress : bool or callable
+        Show a progress bar where standard error is a terminal; or call this with the share that is done,
+        from 0 to 1. Default False.
 
     Returns
     -------
@@ -277,7 +278,8 @@ def predict(
     probability = np.empty(data.shape, np.float32)
     uncertainty = np.empty(data.shape, np.float32) if samples > 1 else None
     totals = np.empty((2, films, count))
-    with Progress(films * count * samples, "segmenting", enabled=progress) as bar:
+    report = progress if callable(progress) else None
+    with Progress(films * count * samples, "segmenting", enabled=progress is True, report=report) as bar:
         for film, first in itertools.product(range(films), range(0, count, step)):
             part = film, slice(first, min(first + step, count))
             prepared = model.preparation.prepare(volumes[part])[..., None]

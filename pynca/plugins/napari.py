@@ -22,6 +22,7 @@ from ..config import MAX_THREADS, thread_count
 from ..model import load_model
 from ..preprocessing import AXIS_OF
 from ..segmentation import Segmentation, predict
+from . import summary
 
 if TYPE_CHECKING:
     from napari.viewer import Viewer
@@ -88,7 +89,7 @@ class SegmentWidget(Container):  # type: ignore[misc]
                 return
             segmentation, spacing = outcome
             self._show(layer, segmentation)
-            self.result.value = summary(segmentation, spacing)
+            self.result.value = summary(segmentation, math.prod(spacing))
 
         self.button.enabled = False
         self.result.value = f"Segmenting {layer.name} ..."
@@ -140,14 +141,3 @@ def oriented(axes: str, spacing: NDArray[np.float64]) -> NDArray[np.float64]:
     for column, (row, code) in enumerate(zip(rows, codes, strict=True)):
         affine[row, column] = spacing[column] if code in "RAS" else -spacing[column]
     return affine
-
-
-def summary(segmentation: Segmentation, spacing: NDArray[np.float64]) -> str:
-    """Say what was found, and how sure the runs are."""
-    count = int(np.count_nonzero(segmentation.mask))
-    name = next(iter(segmentation.labels.values()))
-    if segmentation.mask.ndim == 3:
-        text = f"{name}: {count * math.prod(spacing) / 1000:.3f} ml ({count} voxels)"
-    else:
-        text = f"{name}: {count} pixels"
-    return text if segmentation.nqm is None else f"{text}, NQM {segmentation.nqm:.4f}"
