@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Sequence
 from typing import NoReturn
 
-from . import animate, demo, estimate, evaluate, importing, info, report, segment, slicer, train
+from . import animate, completion, demo, estimate, evaluate, importing, info, report, segment, slicer, train
 from .common import DONE, FAILED, INTERRUPTED, WRONG_USE, WrongUse, fail, print_warning, silence
 
 
@@ -48,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (segment, estimate, report, animate, info, importing, demo, evaluate, train, slicer):
+    for command in (segment, estimate, report, animate, info, importing, demo, evaluate, train, slicer, completion):
         command.add(commands)
     return parser
 
