@@ -13,7 +13,19 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from . import animate, completion, demo, estimate, evaluate, importing, info, report, segment, slicer, train
-from .common import DONE, FAILED, INTERRUPTED, WRONG_USE, WrongUse, fail, print_warning, silence
+from .common import (
+    DONE,
+    ENVIRONMENT,
+    EXIT_CODES,
+    FAILED,
+    INTERRUPTED,
+    WRONG_USE,
+    Parser,
+    WrongUse,
+    fail,
+    print_warning,
+    silence,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             if isinstance(sys.stdout, io.TextIOWrapper):  # names of files can hold bytes that are no text
                 sys.stdout.reconfigure(errors="backslashreplace")
-            arguments = _parser().parse_args(argv)
+            arguments = parser().parse_args(argv)
             warnings.showwarning = print_warning
             code: int = arguments.run(arguments)
             return code
@@ -40,17 +52,35 @@ def main(argv: Sequence[str] | None = None) -> int:
         return fail("interrupted", INTERRUPTED)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+_EPILOG = f"""
+`pynca COMMAND --help` has the options of a command, with examples. Nothing is ever downloaded or reported.
+
+examples:
+  pynca demo                                   try it without any data
+  pynca segment scan.nii.gz mask.nii.gz        with the bundled model, hippocampus
+  pynca estimate scans/                        how long a folder will take, and how much memory
+
+{EXIT_CODES}
+{ENVIRONMENT}
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
+    top = Parser(
         prog="pynca",
-        description="Segment medical images with Neural Cellular Automata (Med-NCA), on any CPU.",
-        epilog="Exit codes: 0 done, 1 a file failed, 2 wrong use, 130 interrupted.",
+        description="Segment medical images with Neural Cellular Automata (Med-NCA), on any CPU. Research software, "
+        "not a medical device.",
+        epilog=_EPILOG,
     )
-    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (segment, estimate, report, animate, info, importing, demo, evaluate, train, slicer, completion):
+    top.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for command in (
+        *(segment, estimate, report, animate, info, importing),
+        *(demo, evaluate, train, slicer, completion),
+    ):
         command.add(commands)
-    return parser
+    return top
 
 
 class _Version(argparse.Action):

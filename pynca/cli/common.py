@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
+import shutil
 import sys
+import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from ..errors import sentence
 
@@ -16,6 +19,41 @@ if TYPE_CHECKING:
 DONE, FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
 
 MODEL = "a bundled model or a model file (default: hippocampus)"
+THREADS = "threads (default: PYNCA_NUM_THREADS, else all usable CPUs)"
+EXIT_CODES = """
+exit codes:
+  0    done; a mask that is empty, or one to review, is done too
+  1    a case failed or was refused; one sentence on standard error says why
+  2    wrong use: an argument that cannot be right
+  130  interrupted
+"""
+
+
+ENVIRONMENT = """
+environment:
+  PYNCA_NUM_THREADS  threads where --threads does not say; default: all usable CPUs
+  PYNCA_ISA          a lower instruction set than the best that the CPU has; `pynca info` lists them
+"""
+
+
+class Help(argparse.HelpFormatter):
+    """Wraps paragraphs, keeps those with indented lines as they are, and is never wider than a page."""
+
+    def __init__(self, prog: str, **options: Any) -> None:
+        columns = shutil.get_terminal_size().columns - 2
+        super().__init__(prog, **{"max_help_position": 28, "width": min(columns, 98), **options})
+        self._action_max_length = 14  # argparse forgets that commands are indented
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        paragraphs = re.split(r"\n{2,}", text.strip("\n"))
+        return "\n\n".join(p if "\n " in p else textwrap.fill(p, width) for p in paragraphs)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose help reads like a manual page; those of commands are of the same class."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"formatter_class": Help, **options})
 
 
 class WrongUse(Exception):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .common import DONE, WrongUse
+from .common import DONE, EXIT_CODES, WrongUse
 
 if TYPE_CHECKING:
     from .common import Commands
@@ -16,12 +16,23 @@ SHELLS = ("bash", "zsh", "fish")
 IMAGES = (".nii", ".nii.gz")
 
 
+_EPILOG = f"""
+examples:
+  pynca completion bash > ~/.local/share/bash-completion/completions/pynca
+  pynca completion zsh > ~/.zfunc/_pynca          where fpath holds ~/.zfunc
+  pynca completion fish > ~/.config/fish/completions/pynca.fish
+
+{EXIT_CODES}
+"""
+
+
 def add(commands: Commands) -> None:
     """Add the command."""
     command = commands.add_parser(
         "completion",
         help="print what lets a shell complete commands, options, models and files",
         description="Print a script that lets a shell complete commands, options, models and files.",
+        epilog=_EPILOG,
     )
     command.add_argument("shell", metavar="SHELL", choices=SHELLS, help="bash, zsh or fish")
     command.set_defaults(run=run)
@@ -34,9 +45,9 @@ def run(arguments: argparse.Namespace) -> int:
     except ModuleNotFoundError:
         raise WrongUse("completion needs shtab; install it, or pynca with `pip install '.[completion]'`") from None
     from .. import zoo
-    from . import _parser
+    from . import parser
 
-    pynca = _parser()
+    pynca = parser()
     for action in _actions(pynca):
         name = _completer(action)
         if name is not None:

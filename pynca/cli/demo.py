@@ -6,10 +6,25 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .common import DONE, WrongUse, whole
+from .common import DONE, ENVIRONMENT, EXIT_CODES, THREADS, WrongUse, whole
 
 if TYPE_CHECKING:
     from .common import Commands
+
+
+_EPILOG = f"""
+files written, to DIR:
+  phantom.nii.gz  the phantom, a made-up T1 crop around a hippocampus
+  mask.nii.gz     its mask
+  preview.png     slices with the mask (orange) and the phantom's own outline (blue)
+
+examples:
+  pynca demo
+  pynca demo -o /tmp/demo --threads 1
+
+{EXIT_CODES}
+{ENVIRONMENT}
+"""
 
 
 def add(commands: Commands) -> None:
@@ -19,11 +34,12 @@ def add(commands: Commands) -> None:
         help="try it on a phantom, without any data",
         description="Make a phantom of a hippocampus, segment it with the bundled model, and write phantom, mask and a "
         "picture to a folder.",
+        epilog=_EPILOG,
     )
     command.add_argument(
         "-o", "--output", type=Path, default=Path("pynca-demo"), metavar="DIR", help="folder (default pynca-demo)"
     )
-    command.add_argument("--threads", type=whole, metavar="N", help="threads (default: all usable CPUs)")
+    command.add_argument("--threads", type=whole, metavar="N", help=THREADS)
     command.set_defaults(run=run)
 
 

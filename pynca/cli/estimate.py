@@ -6,10 +6,38 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .common import DONE, FAILED, MODEL, WrongUse, amount, check_model, fail, show, volume_number, whole
+from .common import (
+    DONE,
+    ENVIRONMENT,
+    EXIT_CODES,
+    FAILED,
+    MODEL,
+    THREADS,
+    WrongUse,
+    amount,
+    check_model,
+    fail,
+    show,
+    volume_number,
+    whole,
+)
 
 if TYPE_CHECKING:
     from .common import Commands
+
+
+_EPILOG = f"""
+The time is what this machine needs while it does nothing else; the memory is a bound, computed from the sizes of the
+arrays. Formats whose header does not tell how large a volume is are read. Nothing is written.
+
+examples:
+  pynca estimate scan.nii.gz
+  pynca estimate scans/ --samples 10 --threads 4
+  pynca estimate scans/ --memory 512M          which cases `segment --memory 512M` would refuse
+
+{EXIT_CODES}
+{ENVIRONMENT}
+"""
 
 
 def add(commands: Commands) -> None:
@@ -19,11 +47,12 @@ def add(commands: Commands) -> None:
         help="say how long `segment` will take, and how much memory",
         description="Try the model for a moment on this machine, read the headers of IN, and say what `pynca segment` "
         "will take: seconds without reading and writing files, and the memory of the whole process at most.",
+        epilog=_EPILOG,
     )
     command.add_argument("input", metavar="IN", type=Path, help="an image, or a folder of them")
     command.add_argument("-m", "--model", type=Path, default=Path("hippocampus"), help=MODEL)
     command.add_argument("--samples", type=whole, default=1, metavar="N", help="average N runs (default 1)")
-    command.add_argument("--threads", type=whole, metavar="N", help="threads (default: all usable CPUs)")
+    command.add_argument("--threads", type=whole, metavar="N", help=THREADS)
     command.add_argument(
         "--memory", type=amount, metavar="SIZE", help="as for `segment`: stay below it, such as 512M or 1.5G"
     )

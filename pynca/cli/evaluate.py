@@ -7,10 +7,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import sentence
-from .common import DONE, FAILED, MODEL, WrongUse, check_model, fail, whole
+from .common import DONE, ENVIRONMENT, EXIT_CODES, FAILED, MODEL, THREADS, WrongUse, check_model, fail, whole
 
 if TYPE_CHECKING:
     from .common import Commands
+
+
+_EPILOG = f"""
+files written:
+  CSV  one row a case, if -o is given
+
+examples:
+  pynca evaluate --images images/ --labels labels/
+  pynca evaluate --images images/ --labels labels/ --cases validation.txt -o scores.csv
+  pynca evaluate --images images/ --labels labels/ -m my.safetensors --samples 10
+
+{EXIT_CODES}
+{ENVIRONMENT}
+"""
 
 
 def add(commands: Commands) -> None:
@@ -21,6 +35,7 @@ def add(commands: Commands) -> None:
         description="Segment every image of a folder and compare with the label of the same name, in the image's own "
         "voxels: hard Dice, soft Dice as Med-NCA's code computes it, 95 %% Hausdorff distance and volume error, with "
         "mean, standard deviation and the bootstrap interval of the mean.",
+        epilog=_EPILOG,
     )
     command.add_argument("--images", type=Path, required=True, metavar="DIR", help="folder of .nii or .nii.gz images")
     command.add_argument("--labels", type=Path, required=True, metavar="DIR", help="folder of labels of the same names")
@@ -29,7 +44,7 @@ def add(commands: Commands) -> None:
     command.add_argument("-o", "--output", type=Path, metavar="CSV", help="also write one row a case")
     command.add_argument("--samples", type=whole, default=1, metavar="N", help="average N runs (default 1)")
     command.add_argument("--seed", type=whole, default=0, metavar="S", help="seed of the automaton (default 0)")
-    command.add_argument("--threads", type=whole, metavar="N", help="threads (default: all usable CPUs)")
+    command.add_argument("--threads", type=whole, metavar="N", help=THREADS)
     command.set_defaults(run=run)
 
 

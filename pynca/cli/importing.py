@@ -6,10 +6,22 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .common import DONE, WrongUse, show, whole
+from .common import DONE, EXIT_CODES, WrongUse, show, whole
 
 if TYPE_CHECKING:
     from .common import Commands
+
+
+_EPILOG = f"""
+files written:
+  OUTPUT  the model file: weights, preparation, labels and card; the same input gives the same bytes
+
+examples:
+  pynca import run/ -o my.safetensors --label hippocampus
+  pynca import model0.pth model1.pth -o my.safetensors --steps 16 --fire-rate 0.5 --size 64 64
+
+{EXIT_CODES}
+"""
 
 
 def add(commands: Commands) -> None:
@@ -20,6 +32,7 @@ def add(commands: Commands) -> None:
         description="Make a model file from weights that the papers' code trained: the folder that it wrote "
         "(config.dt, models/epoch_N/model0.pth and model1.pth), or the .pth files themselves, coarse level first, "
         "with their configuration as options. No code in the files is run.",
+        epilog=_EPILOG,
     )
     command.add_argument("source", metavar="SOURCE", type=Path, nargs="+", help="the folder, or one or two .pth files")
     command.add_argument("-o", "--output", type=Path, required=True, help="the model file to write (.safetensors)")

@@ -6,11 +6,22 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .common import DONE, WrongUse, check_model, plain, show
+from .common import DONE, ENVIRONMENT, EXIT_CODES, WrongUse, check_model, plain, show
 
 if TYPE_CHECKING:
     from ..model import Model
     from .common import Commands
+
+
+_EPILOG = f"""
+examples:
+  pynca info hippocampus
+  pynca info my.safetensors
+  pynca info
+
+{EXIT_CODES}
+{ENVIRONMENT}
+"""
 
 
 def add(commands: Commands) -> None:
@@ -19,6 +30,7 @@ def add(commands: Commands) -> None:
         "info",
         help="describe a model file, or this installation",
         description="Print what a model file says of itself; without MODEL, the version, instruction set and threads.",
+        epilog=_EPILOG,
     )
     command.add_argument(
         "model", metavar="MODEL", type=Path, nargs="?", help="a bundled model or a model file (.safetensors)"

@@ -6,10 +6,24 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .common import DONE, WrongUse, show
+from .common import DONE, EXIT_CODES, WrongUse, show
 
 if TYPE_CHECKING:
     from .common import Commands
+
+
+_EPILOG = f"""
+files written, to DIR:
+  PyncaSegment      the module (on Windows PyncaSegment.bat); it starts this installation of pynca
+  PyncaSegment.xml  its description; write both again after an update
+
+Add DIR in Slicer under Edit, Application Settings, Modules, Additional module paths, and start Slicer again.
+
+examples:
+  pynca slicer ~/slicer-modules/pynca
+
+{EXIT_CODES}
+"""
 
 
 def add(commands: Commands) -> None:
@@ -19,6 +33,7 @@ def add(commands: Commands) -> None:
         help="write a command-line module for 3D Slicer",
         description="Write a command-line module for 3D Slicer to DIR: a program that starts this installation, and "
         "the description from which Slicer draws its form.",
+        epilog=_EPILOG,
     )
     command.add_argument("folder", metavar="DIR", type=Path, help="folder of its own, which is made if need be")
     command.set_defaults(run=run)
