@@ -41,6 +41,7 @@ INPUTS = "NIfTI (.nii, .nii.gz), DICOM (.dcm or a folder), PNG, TIFF, JPEG or .n
 MASKS = (*nifti.SUFFIXES, *dicom_seg.SUFFIXES, ".png", *picture.PAGED, *npy.SUFFIXES)
 MAPS = (*nifti.SUFFIXES, ".png", *picture.PAGED, *npy.SUFFIXES)
 _BY_NAME = (*nifti.SUFFIXES, *picture.SUFFIXES, *npy.SUFFIXES)
+SUFFIXES = (*_BY_NAME, *dicom.SUFFIXES)
 
 
 # --- reading ------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from pynca import cli
 
 
 def commands() -> dict[str, argparse.ArgumentParser]:
-    (action,) = (a for a in cli.parser()._actions if isinstance(a, argparse._SubParsersAction))
+    (action,) = (a for a in cli._parser()._actions if isinstance(a, argparse._SubParsersAction))
     return dict(action.choices)
 
 
@@ -19,7 +19,7 @@ def commands() -> dict[str, argparse.ArgumentParser]:
 @pytest.mark.parametrize("columns", [60, 100, 250])
 def test_help_fits_a_page(name: str, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
-    text = (commands()[name] if name else cli.parser()).format_help()
+    text = (commands()[name] if name else cli._parser()).format_help()
     lines = text.splitlines()
     assert max(map(len, lines)) <= 100
     wrapped = [line for line in lines if not line.startswith(" ")]  # what is indented is a table or an example
@@ -28,7 +28,7 @@ def test_help_fits_a_page(name: str, columns: int, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("name", ["", *commands()])
 def test_help_has_the_parts_of_a_manual_page(name: str) -> None:
-    parser = commands()[name] if name else cli.parser()
+    parser = commands()[name] if name else cli._parser()
     assert parser.description
     text = parser.format_help()
     assert re.search(r"\nexamples:\n  pynca ", text)
@@ -52,5 +52,5 @@ def test_examples_can_be_parsed(name: str) -> None:
     examples = re.findall(r"^  (pynca .*?)(?:   .*| > .*)?$", commands()[name].format_help(), re.MULTILINE)
     assert examples
     for example in examples:
-        parsed = cli.parser().parse_args(example.split()[1:])
+        parsed = cli._parser().parse_args(example.split()[1:])
         assert callable(parsed.run)

@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             if isinstance(sys.stdout, io.TextIOWrapper):  # names of files can hold bytes that are no text
                 sys.stdout.reconfigure(errors="backslashreplace")
-            arguments = parser().parse_args(argv)
+            arguments = _parser().parse_args(argv)
             warnings.showwarning = print_warning
             code: int = arguments.run(arguments)
             return code
@@ -65,8 +65,7 @@ examples:
 """
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the parser of all commands."""
+def _parser() -> argparse.ArgumentParser:
     top = Parser(
         prog="pynca",
         description="Segment medical images with Neural Cellular Automata (Med-NCA), on any CPU. Research software, "

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from .common import Commands
 
 SHELLS = ("bash", "zsh", "fish")
-IMAGES = (".nii", ".nii.gz")
 
 
 _EPILOG = f"""
@@ -45,14 +44,15 @@ def run(arguments: argparse.Namespace) -> int:
     except ModuleNotFoundError:
         raise WrongUse("completion needs shtab; install it, or pynca with `pip install '.[completion]'`") from None
     from .. import zoo
-    from . import parser
+    from ..volumes import SUFFIXES
+    from . import _parser
 
-    pynca = parser()
+    pynca = _parser()
     for action in _actions(pynca):
         name = _completer(action)
         if name is not None:
             action.complete = {"bash": name, "zsh": name, "fish": f"({name})"}  # type: ignore[attr-defined]
-    words = {"models": " ".join(zoo.names()), "images": " ".join(f"*{suffix}" for suffix in IMAGES)}
+    words = {"models": " ".join(zoo.names()), "images": " ".join(f"*{suffix}" for suffix in SUFFIXES)}
     functions = {shell: _fill(text, words) for shell, text in _FUNCTIONS.items()}
     print(shtab.complete(pynca, arguments.shell, preamble=functions))
     return DONE

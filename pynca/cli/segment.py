@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING
 
 from .common import (
     DONE,
+    ENVIRONMENT,
+    EXIT_CODES,
     FAILED,
     MODEL,
+    THREADS,
     WrongUse,
     amount,
     check_model,
@@ -34,6 +37,27 @@ if TYPE_CHECKING:
 FORMATS = ("nii.gz", "nii", "dcm", "png", "tif", "npy")
 
 
+_EPILOG = f"""
+A folder is worked through to the end even if a file fails; the exit code is then 1. The same command goes on where it
+was interrupted: what is done is kept unless its input has changed.
+
+files written:
+  OUT                the mask; where IN is a folder, a folder that mirrors it
+  OUT/manifest.json  where IN is a folder: what was made from what, and how
+  FILE, CSV          what --save-probability, --save-uncertainty and --stats name
+
+examples:
+  pynca segment scan.nii.gz mask.nii.gz
+  pynca segment scans/ masks/ -m my.safetensors --samples 10 --save-probability probabilities/
+  pynca segment series/ mask.dcm               a DICOM series, to DICOM SEG
+  pynca segment bids/ derivatives/pynca/ --stats volumes.csv
+  pynca segment scans/ masks/ --memory 512M --threads 2
+
+{EXIT_CODES}
+{ENVIRONMENT}
+"""
+
+
 def add(commands: Commands) -> None:
     """Add the command."""
     command = commands.add_parser(
@@ -43,20 +67,20 @@ def add(commands: Commands) -> None:
         "DICOM series (a folder, or one of its files), PNG, TIFF, JPEG and .npy. OUT's ending says what is written: "
         ".nii, .nii.gz, .dcm (DICOM SEG), .png, .tif or .npy. Where IN is a folder, OUT mirrors it and those in it; a "
         "BIDS dataset becomes a BIDS derivative, and nnU-Net's _0000 is left out.",
-        epilog="A folder is worked through to the end even if a file fails; the exit code is then 1. OUT/manifest.json "
-        "says what was made from what, and how. The same command goes on where it was interrupted: what is done is "
-        "kept unless its input has changed.",
+        epilog=_EPILOG,
     )
     command.add_argument("input", metavar="IN", type=Path, help="an image, or a folder of them")
     command.add_argument("output", metavar="OUT", type=Path, help="the mask to write; a folder where IN is one")
     command.add_argument("-m", "--model", type=Path, default=Path("hippocampus"), help=MODEL)
     command.add_argument(
-        "--samples", type=whole, default=1, metavar="N", help="average N runs and print how much they agree (NQM)"
+        "--samples",
+        type=whole,
+        default=1,
+        metavar="N",
+        help="average N runs and print how much they agree, NQM (default 1)",
     )
     command.add_argument("--seed", type=whole, default=0, metavar="S", help="seed of the automaton (default 0)")
-    command.add_argument(
-        "--threads", type=whole, metavar="N", help="threads (default: PYNCA_NUM_THREADS, else all usable CPUs)"
-    )
+    command.add_argument("--threads", type=whole, metavar="N", help=THREADS)
     command.add_argument(
         "--memory",
         type=amount,
@@ -77,7 +101,10 @@ def add(commands: Commands) -> None:
         "--volume", type=volume_number, metavar="N", help="which volume of a 4D NIfTI file, counted from 0, or all"
     )
     command.add_argument(
-        "--spacing", type=_spacing, metavar="MM", help="size of a picture's pixels, as 1.4 or 1.4,1.2 for rows, columns"
+        "--spacing",
+        type=_spacing,
+        metavar="MM",
+        help="size of a picture's pixels in mm, as 1.4, or 1.4,1.2 for rows, columns (default: the model's)",
     )
     command.add_argument(
         "--stats", type=Path, metavar="CSV", help="also write volume, extent, mean probability and NQM of each label"

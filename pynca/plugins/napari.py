@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from .. import _core, zoo
 from ..config import MAX_THREADS, thread_count
 from ..model import load_model
-from ..preprocessing import AXIS_OF
+from ..orientation import AXIS_OF
 from ..segmentation import Segmentation, predict
 from . import summary
 
@@ -89,7 +89,7 @@ class SegmentWidget(Container):  # type: ignore[misc]
                 return
             segmentation, spacing = outcome
             self._show(layer, segmentation)
-            self.result.value = summary(segmentation, math.prod(spacing))
+            self.result.value = summary(segmentation, math.prod(spacing) if len(spacing) == 3 else None)
 
         self.button.enabled = False
         self.result.value = f"Segmenting {layer.name} ..."

@@ -199,8 +199,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _segment(arguments: argparse.Namespace) -> None:
-    import numpy as np
-
     from ..segmentation import predict
     from . import summary
 
@@ -219,8 +217,8 @@ def _segment(arguments: argparse.Namespace) -> None:
     result.save(mask)
     if arguments.returnparameterfile is not None:
         assert result.volume is not None  # it was read from a file
-        voxel = float(abs(np.linalg.det(result.volume.affine[:3, :3])))
-        arguments.returnparameterfile.write_text(f"found = {summary(result, voxel)}\n", encoding="utf-8")
+        text = summary(result, result.volume.voxel_volume)
+        arguments.returnparameterfile.write_text(f"found = {text}\n", encoding="utf-8")
 
 
 def _say(tag: str, text: str) -> None:
