@@ -630,7 +630,7 @@ def test_no_memory_is_one_sentence(folder: Path, pynca_command: Any, monkeypatch
 def test_help_version_and_info(folder: Path) -> None:
     usage = command("--help", cwd=folder)
     assert usage.code == 0
-    assert all(word in usage.out for word in ("segment", "info", "import", "Exit codes: 0 done"))
+    assert all(word in usage.out for word in ("segment", "info", "import", "exit codes:\n  0    done"))
     for name in ("segment", "info", "import"):
         told = command(name, "--help", cwd=folder)
         assert (told.code, told.err) == (0, "")
@@ -678,4 +678,5 @@ def test_segmenting_loads_nothing_that_is_not_required(folder: Path) -> None:
     call = "from pynca.cli import main; main(['segment', 'scan.nii.gz', 'mask.nii', '-m', 'model.safetensors', '-q'])"
     modules = loaded_by(call, folder)
     assert {"numpy", "nibabel"} <= modules
+    modules -= loaded_by("import nibabel", folder)  # which loads scipy where it is installed
     assert not {"torch", "scipy", "cv2", "skimage", "SimpleITK", "pandas", "matplotlib", "safetensors"} & modules

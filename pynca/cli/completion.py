@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .common import DONE, EXIT_CODES, WrongUse
+from .common import DONE, EXIT_CODES
 
 if TYPE_CHECKING:
     from .common import Commands
@@ -39,14 +39,12 @@ def add(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command and return its exit code."""
-    try:
-        import shtab
-    except ModuleNotFoundError:
-        raise WrongUse("completion needs shtab; install it, or pynca with `pip install '.[completion]'`") from None
     from .. import zoo
+    from ..formats.base import optional
     from ..volumes import SUFFIXES
     from . import _parser
 
+    shtab = optional("shtab", "completion", "completion")
     pynca = _parser()
     for action in _actions(pynca):
         name = _completer(action)
