@@ -6,10 +6,25 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .common import DONE, MODEL, WrongUse, check_model, show, whole
+from .common import DONE, ENVIRONMENT, EXIT_CODES, MODEL, THREADS, WrongUse, check_model, show, whole
 
 if TYPE_CHECKING:
     from .common import Commands
+
+
+_EPILOG = f"""
+Needs Pillow, the extra 'image'.
+
+files written:
+  OUT.gif  the animation
+
+examples:
+  pynca animate scan.nii.gz growing.gif
+  pynca animate scan.nii.gz growing.gif --slice 17 --zoom 3 --delay 200
+
+{EXIT_CODES}
+{ENVIRONMENT}
+"""
 
 
 def add(commands: Commands) -> None:
@@ -19,7 +34,7 @@ def add(commands: Commands) -> None:
         help="show how a segmentation grows, as an animated GIF",
         description="Segment IN and write an animated GIF of one slice: each frame is a step of the automaton, with "
         "the probability and the outline of the mask over the image, blue on coarse levels and orange on the last.",
-        epilog="Needs Pillow, the extra 'image'.",
+        epilog=_EPILOG,
     )
     command.add_argument("input", metavar="IN", type=Path, help="what `pynca segment` takes")
     command.add_argument("output", metavar="OUT.gif", type=Path, help="the animation to write")
@@ -30,7 +45,7 @@ def add(commands: Commands) -> None:
     )
     command.add_argument("--zoom", type=whole, metavar="N", help="pixels a voxel (default: to about 360 pixels)")
     command.add_argument("--delay", type=whole, default=120, metavar="MS", help="milliseconds a step (default 120)")
-    command.add_argument("--threads", type=whole, metavar="N", help="threads (default: all usable CPUs)")
+    command.add_argument("--threads", type=whole, metavar="N", help=THREADS)
     command.set_defaults(run=run)
 
 

@@ -6,10 +6,22 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .common import DONE, WrongUse, show
+from .common import DONE, EXIT_CODES, WrongUse, show
 
 if TYPE_CHECKING:
     from .common import Commands
+
+
+_EPILOG = f"""
+files written:
+  HTML  the page
+
+examples:
+  pynca report masks/
+  pynca report masks/ -o page.html --inputs scans/
+
+{EXIT_CODES}
+"""
 
 
 def add(commands: Commands) -> None:
@@ -20,6 +32,7 @@ def add(commands: Commands) -> None:
         description="Write one HTML page about a folder that `pynca segment` filled: every case with its picture, "
         "volumes and quality, those that need attention first. The page holds its pictures and loads nothing from "
         "elsewhere; it opens from the file system in any browser.",
+        epilog=_EPILOG,
     )
     command.add_argument("folder", metavar="DIR", type=Path, help="the folder of results, with its manifest.json")
     command.add_argument(

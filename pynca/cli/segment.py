@@ -44,13 +44,13 @@ was interrupted: what is done is kept unless its input has changed.
 files written:
   OUT                the mask; where IN is a folder, a folder that mirrors it
   OUT/manifest.json  where IN is a folder: what was made from what, and how
-  FILE, CSV          what --save-probability, --save-uncertainty and --stats name
+  FILE, PNG, CSV     what --save-probability, --save-uncertainty, --preview and --stats name
 
 examples:
   pynca segment scan.nii.gz mask.nii.gz
   pynca segment scans/ masks/ -m my.safetensors --samples 10 --save-probability probabilities/
   pynca segment series/ mask.dcm               a DICOM series, to DICOM SEG
-  pynca segment bids/ derivatives/pynca/ --stats volumes.csv
+  pynca segment bids/ derivatives/pynca/ --stats volumes.csv --preview previews/
   pynca segment scans/ masks/ --memory 512M --threads 2
 
 {EXIT_CODES}
@@ -71,52 +71,56 @@ def add(commands: Commands) -> None:
     )
     command.add_argument("input", metavar="IN", type=Path, help="an image, or a folder of them")
     command.add_argument("output", metavar="OUT", type=Path, help="the mask to write; a folder where IN is one")
-    command.add_argument("-m", "--model", type=Path, default=Path("hippocampus"), help=MODEL)
-    command.add_argument(
+    work = command.add_argument_group("segmentation")
+    work.add_argument("-m", "--model", type=Path, default=Path("hippocampus"), help=MODEL)
+    work.add_argument(
         "--samples",
         type=whole,
         default=1,
         metavar="N",
         help="average N runs and print how much they agree, NQM (default 1)",
     )
-    command.add_argument("--seed", type=whole, default=0, metavar="S", help="seed of the automaton (default 0)")
-    command.add_argument("--threads", type=whole, metavar="N", help=THREADS)
-    command.add_argument(
+    work.add_argument("--seed", type=whole, default=0, metavar="S", help="seed of the automaton (default 0)")
+    work.add_argument("--threads", type=whole, metavar="N", help=THREADS)
+    work.add_argument(
         "--memory",
         type=amount,
         metavar="SIZE",
-        help="stay below this much memory, such as 512M or 1.5G, with the same result; a case that cannot is refused",
+        help="stay below this much memory, such as 512M or 1.5G, with the same result; a case that cannot is refused "
+        "(default: no limit)",
     )
-    for kind, what in (("probability", "the probability"), ("uncertainty", "how far the runs of --samples differ")):
-        command.add_argument(
-            f"--save-{kind}", type=Path, metavar="FILE", help=f"also write {what}; a folder where IN is one"
-        )
-    command.add_argument(
-        "--preview", type=Path, metavar="PNG", help="also draw slices with the mask's outline; a folder where IN is one"
-    )
-    command.add_argument(
-        "--format", choices=FORMATS, metavar="F", help=f"of the masks of a folder: {', '.join(FORMATS)} (default: IN's)"
-    )
-    command.add_argument(
+    images = command.add_argument_group("input")
+    images.add_argument(
         "--volume", type=volume_number, metavar="N", help="which volume of a 4D NIfTI file, counted from 0, or all"
     )
-    command.add_argument(
+    images.add_argument(
         "--spacing",
         type=_spacing,
         metavar="MM",
         help="size of a picture's pixels in mm, as 1.4, or 1.4,1.2 for rows, columns (default: the model's)",
     )
-    command.add_argument(
-        "--stats", type=Path, metavar="CSV", help="also write volume, extent, mean probability and NQM of each label"
-    )
-    there = command.add_mutually_exclusive_group()
-    there.add_argument("--skip-existing", action="store_true", help="leave inputs alone whose mask exists")
-    there.add_argument("--overwrite", action="store_true", help="begin anew in a folder, and replace what is there")
-    command.add_argument(
+    images.add_argument(
         "--bids-suffix", default="T1w", metavar="S", help="which images of a BIDS dataset to take (default T1w)"
     )
-    command.add_argument("--json", action="store_true", help="print one JSON object a file instead of text")
-    command.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
+    results = command.add_argument_group("output")
+    for kind, what in (("probability", "the probability"), ("uncertainty", "how far the runs of --samples differ")):
+        results.add_argument(
+            f"--save-{kind}", type=Path, metavar="FILE", help=f"also write {what}; a folder where IN is one"
+        )
+    results.add_argument(
+        "--preview", type=Path, metavar="PNG", help="also draw slices with the mask's outline; a folder where IN is one"
+    )
+    results.add_argument(
+        "--stats", type=Path, metavar="CSV", help="also write volume, extent, mean probability and NQM of each label"
+    )
+    results.add_argument(
+        "--format", choices=FORMATS, metavar="F", help=f"of the masks of a folder: {', '.join(FORMATS)} (default: IN's)"
+    )
+    there = results.add_mutually_exclusive_group()
+    there.add_argument("--skip-existing", action="store_true", help="leave inputs alone whose mask exists")
+    there.add_argument("--overwrite", action="store_true", help="begin anew in a folder, and replace what is there")
+    results.add_argument("--json", action="store_true", help="print one JSON object a file instead of text")
+    results.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
     command.set_defaults(run=run)
 
 
