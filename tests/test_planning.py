@@ -125,6 +125,16 @@ def test_a_limit_is_kept(tmp_path: Path) -> None:
     assert (tmp_path / "mask.nii").read_bytes() == first
 
 
+@linux
+def test_the_command_bounds_the_whole_process(tmp_path: Path) -> None:
+    path = write(tmp_path / "scan.nii", (200, 200, 40), "i2")
+    code = "import sys; from pynca.cli import main; assert main(sys.argv[1:]) == 0"
+    _, printed = measured(code, "estimate", path, "--threads", "1")
+    estimated = float(printed.split(", ")[-1].removesuffix(" MB"))
+    peak, _ = measured(code, "segment", path, tmp_path / "mask.nii", "--threads", "1")
+    assert peak <= estimated + 2 <= 1.5 * peak
+
+
 @pytest.mark.parametrize("samples", [1, 2])
 def test_a_limit_changes_no_bit(samples: int, monkeypatch: pytest.MonkeyPatch) -> None:
     image = np.random.default_rng(1).random((30, 20, 24))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -84,6 +85,8 @@ def run(arguments: argparse.Namespace) -> int:
     model = load_model(arguments.model)
     speed = Speed(model, threads)
     speed.measure()
+    for module in ("nibabel", "pynca.batch"):  # which `segment` loads, too
+        import_module(module)
     program = process_bytes()
     seconds, most, failed = 0.0, 0, 0
     for source in sources:
