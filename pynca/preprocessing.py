@@ -77,7 +77,7 @@ class Preparation:
         object.__setattr__(self, "label_offset", float(self.label_offset))
 
     def prepare(self, slices: Real) -> FloatArray:
-        """Bring slices (N, h, w) to (N, *size), float32 in [0, 1]. A constant slice becomes zeros."""
+        """Bring slices (N, h, w) to (N, H, W) of ``size``, float32 in [0, 1]. A constant slice becomes zeros."""
         resized = resize_cubic(np.asarray(slices, np.float64), self.size)
         # float32, as the values stand in the papers' arrays; percentiles are of the resized slice.
         # Cubic interpolation overshoots, so that the largest values would leave float32.
@@ -89,7 +89,7 @@ class Preparation:
         return np.where(high > low, scaled, 0.0).astype(np.float32)
 
     def restore(self, logits: FloatArray, size: tuple[int, int]) -> FloatArray:
-        """Bring logits (N, *self.size) to the slices' own size (N, h, w), undoing ``label_offset``."""
+        """Bring logits (N, H, W) to the slices' own size (N, h, w), undoing ``label_offset``."""
         for axis, n in enumerate(size, start=1):
             position = (np.arange(n) + 0.5) * logits.shape[axis] / n - 0.5 + self.label_offset
             logits = _linear(logits, position, axis)

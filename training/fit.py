@@ -52,7 +52,7 @@ class Recipe:
     average : float
         Decay of the moving average of weights that is evaluated and shipped.
     loss : str
-        One of `pynca.training.losses`.
+        One of ``pynca.training.losses``.
     evaluate : int
         Batches between evaluations.
     seed : int
