@@ -51,7 +51,7 @@ def borrow(app, docname, source):
 
 def _help():
     """What every command says of itself."""
-    os.environ["COLUMNS"] = "100"
+    os.environ["COLUMNS"] = "88"
     actions = cli._parser()._actions
     commands = next(a for a in actions if isinstance(a, argparse._SubParsersAction)).choices
     return "\n".join(f"## {name}\n\n```text\n{parser.format_help()}```\n" for name, parser in commands.items())
