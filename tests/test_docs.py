@@ -73,8 +73,12 @@ class Page:
         """Why the page cannot be run here, or nothing."""
         if any("../shared" in block.code for block in self.blocks) and not SHARED.is_dir():
             return f"{SHARED} with the real files is not there"
-        absent = [name for name in self.modules if importlib.util.find_spec(name) is None]
-        return f"{', '.join(absent)} not installed" if absent else ""
+        absent = [name for name in self.modules if not installed(name)]
+        return f"not installed: {', '.join(absent)}" if absent else ""
+
+
+def installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
 
 
 def read_page(path: Path) -> Page:
@@ -183,7 +187,7 @@ def anchors(page: Path) -> list[str]:
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("sphinx", "furo", "myst_parser"):
-        if importlib.util.find_spec(name) is None:
+        if not installed(name):
             pytest.skip(f"{name} is not installed: `pip install '.[docs]'`")
     folder = tmp_path_factory.mktemp("site")
     options = ["-q", "-W", "--keep-going", "-b", "html"]
