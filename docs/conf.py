@@ -13,8 +13,6 @@ author = copyright = "The pynca authors"
 release = version = pynca.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 default_role = "py:obj"  # what docstrings name in `single backticks`
-nitpicky = True  # a name in a docstring that is none is an error,
-nitpick_ignore_regex = [("py:class", ".*")]  # but types are prose: "array", "sequence of int", "optional"
 add_module_names = False
 autodoc_typehints = "none"  # the docstrings say more: shapes, units, defaults
 autodoc_member_order = "bysource"
