@@ -19,7 +19,6 @@ autodoc_member_order = "bysource"
 napoleon_use_rtype = False
 napoleon_use_ivar = True
 myst_heading_anchors = 3
-suppress_warnings = ["myst.header"]  # a page may begin its borrowed text below a heading of its own
 html_theme = "furo"
 html_title = "pynca"
 html_copy_source = html_show_sphinx = html_show_copyright = False
