@@ -45,10 +45,7 @@ def score_case(model: Model, image: Volume, label: Volume, name: str, *, seed: i
     ValueError
         The label has another shape, or lies elsewhere.
     """
-    if label.data.shape != image.data.shape:
-        raise ValueError(f"{label.name} has shape {label.data.shape}, but its image {image.data.shape}")
-    if not label.lies_with(image):
-        raise ValueError(f"{label.name} lies elsewhere than its image {image.name}: their affines differ")
+    check_pair(image, label)
     result = predict(image, model, seed=seed, samples=samples, threads=threads)
     mask, truth = result.mask > 0, label.data > 0
     spacing = result.volume.voxel_size if result.volume is not None else None
@@ -60,6 +57,20 @@ def score_case(model: Model, image: Volume, label: Volume, name: str, *, seed: i
         hd95(mask, truth, spacing),
         volume_error(mask, truth),
     )
+
+
+def check_pair(image: Volume, label: Volume) -> None:
+    """Refuse a label that is not of its image.
+
+    Raises
+    ------
+    ValueError
+        The label has another shape, or lies elsewhere.
+    """
+    if label.data.shape != image.data.shape:
+        raise ValueError(f"{label.name} has shape {label.data.shape}, but its image {image.data.shape}")
+    if not label.lies_with(image):
+        raise ValueError(f"{label.name} lies elsewhere than its image {image.name}: their affines differ")
 
 
 def score_file(

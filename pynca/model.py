@@ -15,7 +15,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import _core, tensorfile, zoo
+from .inputs import Expected
 from .preprocessing import Preparation, check_finite, shrink_linear
+from .quality import Quality
 from .rule import FloatArray, Rule, check_masks, whole_number
 
 
@@ -72,6 +74,10 @@ class Model:
         Probability above which a pixel belongs to the label. Default 0.5.
     card : Card
         Name, licence, training data, citation, accuracy.
+    expected : Expected, optional
+        What input the model was made for; None, the default, where nobody has found out.
+    quality : Quality, optional
+        Where its segmentations begin to be doubtful; None, the default, where nobody has found out.
 
     Raises
     ------
@@ -84,6 +90,8 @@ class Model:
     labels: Mapping[int, str] = field(default_factory=lambda: {1: "foreground"})
     threshold: float = 0.5
     card: Card = field(default_factory=Card)
+    expected: Expected | None = None
+    quality: Quality | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.levels, Sequence) or not all(
@@ -94,6 +102,10 @@ class Model:
             raise TypeError(f"preparation is of type {type(self.preparation).__name__}; it must be a Preparation")
         if not (isinstance(self.card, Card) and all(isinstance(text, str) for text in asdict(self.card).values())):
             raise TypeError("card must be a Card, and all that it says text")
+        for name, kind in (("expected", Expected), ("quality", Quality)):
+            value = getattr(self, name)
+            if not (value is None or isinstance(value, kind)):
+                raise TypeError(f"{name} is of type {type(value).__name__}; it must be {kind.__name__} or None")
         if not 1 <= len(self.levels) <= _core.MAX_LEVELS:
             raise ValueError(f"the model has {len(self.levels)} levels; it must have 1 to {_core.MAX_LEVELS}")
         # Plain numbers, whatever came in, so that every model can be saved
@@ -337,6 +349,7 @@ def _metadata(model: Model) -> dict[str, str]:
         }
         for level in model.levels
     ]
+    learnt = {"expected": model.expected, "quality": model.quality}
     return {
         "format": "pynca",
         "format_version": FORMAT_VERSION,
@@ -344,6 +357,7 @@ def _metadata(model: Model) -> dict[str, str]:
         "preparation": json.dumps(asdict(model.preparation)),
         "labels": json.dumps({str(value): name for value, name in model.labels.items()}),
         "threshold": json.dumps(model.threshold),
+        **{name: json.dumps(asdict(value)) for name, value in learnt.items() if value is not None},
         **asdict(model.card),
     }
 
@@ -366,6 +380,8 @@ def _model(tensors: dict[str, FloatArray], metadata: dict[str, str]) -> Model:
         labels={int(value): name for value, name in _json(metadata, "labels", dict).items()},
         threshold=_json(metadata, "threshold", float),
         card=Card(**{f.name: metadata.get(f.name, "") for f in fields(Card)}),
+        expected=Expected(**_json(metadata, "expected", dict)) if "expected" in metadata else None,
+        quality=Quality(**_json(metadata, "quality", dict)) if "quality" in metadata else None,
     )
 
 

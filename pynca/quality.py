@@ -1,13 +1,141 @@
-"""Ensembles of runs: how much the runs of a stochastic automaton agree."""
+"""How far a segmentation can be trusted: ensembles of runs, NQM, and the verdict on them."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .rule import FloatArray
+from .rule import FloatArray, UInt8Array
+
+if TYPE_CHECKING:
+    from .model import Model
+    from .segmentation import Segmentation
+
+Verdict = Literal["ok", "review"]
+
+_VOLUME = 1.1  # times the least or largest volume of the label that was seen
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Where the segmentations of a model begin to be doubtful; `pynca.calibration` finds it out.
+
+    Parameters
+    ----------
+    nqm : float
+        NQM of ``samples`` runs above which a segmentation is to be reviewed.
+    samples : int
+        Number of runs that ``nqm`` holds for, 2 or more.
+    confidence : float
+        Confidence of a single run (`confidence`) under which a segmentation is to be reviewed.
+    volume_ml : (float, float), optional
+        Least and largest volume of the label in ml; None where that is not known. 0 for the least: an
+        empty mask can be right.
+    calibrated_on : str
+        On what, and how well the limits separated there.
+
+    Raises
+    ------
+    ValueError
+        A limit cannot be right.
+    """
+
+    nqm: float
+    samples: int
+    confidence: float
+    volume_ml: tuple[float, float] | None = None
+    calibrated_on: str = ""
+
+    def __post_init__(self) -> None:
+        if not (is_number(self.nqm) and self.nqm > 0):
+            raise ValueError(f"quality: nqm is {self.nqm!r}; it must be a number above 0")
+        if not isinstance(self.samples, int) or isinstance(self.samples, bool) or self.samples < 2:
+            raise ValueError(f"quality: samples is {self.samples!r}; it must be a whole number of 2 or more")
+        if not (is_number(self.confidence) and 0 <= self.confidence <= 1):
+            raise ValueError(f"quality: confidence is {self.confidence!r}; it must be a number from 0 to 1")
+        if not isinstance(self.calibrated_on, str):
+            raise ValueError(f"quality: calibrated_on is {self.calibrated_on!r}; it must be text")
+        if self.volume_ml is not None:
+            volume = tuple(self.volume_ml)
+            if not (len(volume) == 2 and all(is_number(ml) for ml in volume) and 0 <= volume[0] <= volume[1]):
+                raise ValueError(f"quality: volume_ml is {self.volume_ml!r}; it must be the least and largest volume")
+            object.__setattr__(self, "volume_ml", (float(volume[0]), float(volume[1])))
+
+    def nqm_of(self, samples: int) -> float:
+        """Return the limit of NQM for another number of runs.
+
+        The standard deviation is divided by the number of runs, so that few runs show less of it.
+        """
+        return self.nqm * math.sqrt((1 - 1 / samples) / (1 - 1 / self.samples))
+
+
+def judge(segmentation: Segmentation, model: Model) -> tuple[Verdict | None, list[str]]:
+    """Say whether somebody should look at a segmentation before it is used, and why.
+
+    Several runs are judged by how much they disagree (NQM), a single one by how undecided its probabilities
+    are (`confidence`), which finds a little less; both by whether the label's volume is one that was seen
+    at the calibration. Either works for slices as for volumes.
+
+    Parameters
+    ----------
+    segmentation : Segmentation
+    model : Model
+        The one that made it.
+
+    Returns
+    -------
+    verdict : "ok", "review" or None
+        None where the model was never calibrated (``model.quality is None``).
+    reasons : list of str
+        A sentence for each, with what was found and what expected; empty unless the verdict is "review".
+    """
+    quality = model.quality
+    if quality is None:
+        return None, []
+    reasons = _doubts(segmentation, quality)
+    return ("review" if reasons else "ok"), reasons
+
+
+def _doubts(segmentation: Segmentation, quality: Quality) -> list[str]:
+    if not segmentation.mask.any():
+        expected = quality.volume_ml is None or quality.volume_ml[0] > 0
+        return ["nothing was found"] if expected else []
+    doubts = []
+    if segmentation.nqm is not None:
+        limit = quality.nqm_of(segmentation.samples)
+        if not segmentation.nqm <= limit:
+            doubts.append(f"the runs disagree: NQM {segmentation.nqm:.3f}, expected at most {limit:.3f}")
+    else:
+        sure = confidence(segmentation.probability, segmentation.mask)
+        if sure < quality.confidence:
+            doubts.append(f"the outline is unsure: confidence {sure:.3f}, expected at least {quality.confidence:.3f}")
+    voxel = None if segmentation.volume is None else segmentation.volume.voxel_volume
+    if quality.volume_ml is not None and voxel is not None and segmentation.mask.ndim == 3:
+        low, high = quality.volume_ml[0] / _VOLUME, quality.volume_ml[1] * _VOLUME
+        ml = np.count_nonzero(segmentation.mask) * voxel / 1000
+        if not low <= ml <= high:
+            doubts.append(f"the volume is unusual: {ml:.3g} ml, expected {low:.3g} to {high:.3g} ml")
+    return doubts
+
+
+def confidence(probability: FloatArray, mask: UInt8Array) -> float:
+    """Return the soft Dice of a mask with the probability that it was cut from: the Dice that the model itself expects.
+
+    ``2 sum_mask(p) / (sum(p) + |mask|)``: 1 where all probabilities are 0 or 1, smaller where they are undecided;
+    0 for an empty mask.
+    """
+    inside = mask > 0
+    total = float(probability.sum(dtype=np.float64)) + int(np.count_nonzero(inside))
+    return 2.0 * float(probability[inside].sum(dtype=np.float64)) / total if total > 0 else 0.0
+
+
+def is_number(value: object) -> bool:
+    """Tell whether a value of a model file is a finite number; a bool is none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def sigmoid(logits: FloatArray) -> FloatArray:

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import _core
 from .config import thread_count
+from .inputs import check_input
 from .memory import slices_a_call
 from .model import Model, load_model
 from .orientation import Orientation
@@ -23,7 +24,7 @@ from .progress import Progress
 from .quality import Ensemble, nqm, sigmoid
 from .rule import FloatArray, UInt8Array, whole_number
 from .volumes import Volume, read_outline, read_volume, save_map, save_mask
-from .zoo import DEFAULT
+from .zoo import DEFAULT, names
 
 if TYPE_CHECKING:
     from nibabel.spatialimages import SpatialImage
@@ -56,6 +57,8 @@ class Segmentation:
         where the file does not say.
     image : array or None
         The voxels that went in, not a copy: for pictures of the result.
+    samples : int
+        Number of runs.
     """
 
     mask: UInt8Array
@@ -65,6 +68,7 @@ class Segmentation:
     labels: Mapping[int, str] = field(default_factory=dict)
     volume: Volume | None = field(default=None, repr=False)
     image: NDArray[Any] | None = field(default=None, repr=False)
+    samples: int = 1
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the mask in the format that the name's ending says, with the geometry of the input.
@@ -154,6 +158,7 @@ def segment(
     threads: int | None = None,
     memory: int | None = None,
     progress: bool | Callable[[float], object] = False,
+    strict: bool = False,
 ) -> UInt8Array:
     """Segment an image and return the mask; `predict` describes the arguments and returns more.
 
@@ -173,6 +178,7 @@ def segment(
         threads=threads,
         memory=memory,
         progress=progress,
+        strict=strict,
     ).mask
 
 
@@ -188,6 +194,7 @@ def predict(
     threads: int | None = None,
     memory: int | None = None,
     progress: bool | Callable[[float], object] = False,
+    strict: bool = False,
 ) -> Segmentation:
     """Segment a slice or a volume.
 
@@ -229,6 +236,9 @@ def predict(
     progress : bool or callable
         Show a progress bar where standard error is a terminal; or call this with the share that is done,
         from 0 to 1. Default False.
+    strict : bool
+        Refuse an image that the model cannot have been made for (`pynca.inputs.check_input`) instead of warning of
+        it. Default False.
 
     Returns
     -------
@@ -238,7 +248,7 @@ def predict(
     ------
     ValueError, TypeError
         The image or an argument has the wrong shape, type or range, the file is damaged, or the run does
-        not fit into ``memory``.
+        not fit into ``memory``; or, with ``strict``, the model was not made for the image.
     OSError
         A file does not exist or cannot be read.
     ImportError
@@ -247,7 +257,8 @@ def predict(
     Warns
     -----
     UserWarning
-        The file does not say how large its pixels are; or as `pynca.volumes.read_volume`.
+        The model was not made for the image; or the file does not say how large its pixels are; or as
+        `pynca.volumes.read_volume`.
     """
     if isinstance(model, (str, os.PathLike)):
         model = load_model(model)
@@ -266,6 +277,7 @@ def predict(
             check_memory(image, model, axis=axis, samples=samples, threads=threads, memory=memory)
     data, volume = _open(image, affine, spacing)
     view = slicing(data.shape, volume, axis, model)
+    _check_expected(volume or Volume(data, None, None, "the image"), model, strict=strict)
     volumes = view(data)
     films, count, *size = volumes.shape
     name = "the image" if volume is None else volume.name
@@ -308,6 +320,7 @@ def predict(
         labels=dict(model.labels),
         volume=volume,
         image=data,
+        samples=samples,
     )
 
 
@@ -432,6 +445,17 @@ def slicing(
         return np.moveaxis(slices, 3, 0) if axes == 4 else slices[None]
 
     return view
+
+
+def _check_expected(image: Volume, model: Model, *, strict: bool) -> None:
+    """Refuse an image that the model was not made for, or warn of it."""
+    problems = check_input(image, model)
+    if problems and strict:
+        raise ValueError(
+            f"{'; '.join(problems)}; bundled models are {', '.join(names())}, and strict=False (--force) goes on anyway"
+        )
+    for problem in problems:
+        warnings.warn(problem, UserWarning, stacklevel=3)
 
 
 def _sized(volume: Volume, model: Model) -> Volume:

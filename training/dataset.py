@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pynca.cases import Case, Dataset, only
+from pynca.evaluation import check_pair
 from pynca.orientation import Orientation
 from pynca.preprocessing import Preparation, resize_linear
 from pynca.volumes import Volume, read_volume
@@ -63,10 +64,7 @@ def read_case(case: Case, dataset: Dataset) -> tuple[Volume, NDArray[np.bool_]]:
         They lie in different places, or the label holds something that is not declared.
     """
     image, label = read_volume(case.image), read_volume(case.label)
-    if image.data.shape != label.data.shape:
-        raise ValueError(f"{case.label} has shape {label.data.shape}, but its image {image.data.shape}")
-    if not label.lies_with(image):
-        raise ValueError(f"{case.label} lies elsewhere than its image {case.image}: their affines differ")
+    check_pair(image, label)
     values = np.unique(label.data)
     allowed = np.arange(256) if dataset.values is None else np.array(sorted(dataset.values))
     wrong = values[~np.isin(values, allowed)]

@@ -18,6 +18,8 @@ from pynca import Card, Model, Preparation, _core
 from pynca.cases import Case, Dataset, find_cases
 from pynca.config import thread_count
 from pynca.evaluation import score_file
+from pynca.inputs import learn_expected
+from pynca.volumes import read_volume
 
 from .dataset import prepare, split
 from .fit import STATE, Recipe, State, fit_slices, saved_recipe, train_batch
@@ -170,7 +172,9 @@ def train(
     )
     scores = dice(model, validation)
     seconds = time.monotonic() - began
-    return Outcome(replace(model, card=described(model.card, recipe, cases, scores, seconds)), scores, seconds)
+    expected = learn_expected((read_volume(case.image) for case in cases), preparation)
+    card = described(model.card, recipe, cases, scores, seconds)
+    return Outcome(replace(model, card=card, expected=expected), scores, seconds)
 
 
 def described(card: Card, recipe: Recipe, cases: Sequence[Case], scores: Sequence[float], seconds: float) -> Card:

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Sequence
 from typing import NoReturn
 
-from . import animate, completion, demo, estimate, evaluate, importing, info, report, segment, slicer, train
+from . import animate, calibrate, completion, demo, estimate, evaluate, importing, info, report, segment, slicer, train
 from .common import (
     DONE,
     ENVIRONMENT,
@@ -76,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in (
         *(segment, estimate, report, animate, info, importing),
-        *(demo, evaluate, train, slicer, completion),
+        *(demo, evaluate, train, calibrate, slicer, completion),
     ):
         command.add(commands)
     return top

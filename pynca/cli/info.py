@@ -72,6 +72,7 @@ def _described(model: Model) -> str:
             f"scale {level.scale}, {level.steps} steps, {rule.perception} {rule.kernel_size}x{rule.kernel_size}, "
             f"{rule.channels} channels, hidden {rule.hidden}, fire rate {rule.fire_rate:g}, {rule.padding} padding"
         )
+    rows |= {"expects": _expected(model), "quality": _quality(model)}
     rows |= {
         "licence": card.licence,
         "training data": card.training_data,
@@ -80,3 +81,28 @@ def _described(model: Model) -> str:
         "source": card.source,
     }
     return "\n".join(f"{name:14} {plain(value) or 'not stated'}" for name, value in rows.items())
+
+
+def _expected(model: Model) -> str:
+    from ..inputs import sizes
+
+    expected = model.expected
+    if expected is None:
+        return ""
+    return (
+        f"voxels of {sizes(expected.spacing)} mm, a field of view of {sizes(expected.extent)} mm, "
+        f"likeness {expected.least_likeness:.2f} or more; learnt from {expected.images} images"
+    )
+
+
+def _quality(model: Model) -> str:
+    from ..inputs import sizes
+
+    quality = model.quality
+    if quality is None:
+        return ""
+    volume = "" if quality.volume_ml is None else f", unlike {sizes([quality.volume_ml])} ml"
+    return (
+        f"review above NQM {quality.nqm:g} ({quality.samples} runs), under confidence {quality.confidence:g} (one run)"
+        f"{volume}; calibrated on {quality.calibrated_on}"
+    )

@@ -1,0 +1,158 @@
+"""Find out on cases with labels what input a model expects, and from where on its segmentations are doubtful."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .cases import Case
+from .evaluation import check_pair
+from .inputs import learn_expected
+from .metrics import hard_dice
+from .model import Model
+from .quality import Quality, confidence
+from .segmentation import predict
+from .volumes import Volume, read_volume
+
+# Each volume is segmented as it is and with noise, from harmless to ruinous: limits need bad results to be found.
+NOISE = (0.0, 0.1, 0.2, 0.3)  # standard deviation, as a share of the volume's range of intensities
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One segmentation of a calibration: how good it is, and what can be seen of that without its label."""
+
+    dice: float
+    nqm: float
+    confidence: float
+
+
+def calibrate(
+    model: Model,
+    cases: Sequence[Case],
+    *,
+    samples: int = 10,
+    dice: float = 0.8,
+    at_most: int = 50,
+    seed: int = 0,
+    threads: int | None = None,
+    tick: Callable[[], None] = lambda: None,
+) -> Model:
+    """Return a model that knows what to expect and when to doubt.
+
+    What it expects (`pynca.inputs.Expected`) and the range of the label's volume are learnt from all cases. The
+    limits of NQM and confidence are those that separate best, among segmentations of some of the cases and of
+    noisy copies of them, those whose Dice falls below ``dice``.
+
+    Parameters
+    ----------
+    model : Model
+    cases : sequence of Case
+        Those that it was trained on, or others like them; never those that it is to be measured with.
+    samples : int
+        Number of runs for NQM, 2 or more. Default 10.
+    dice : float
+        Hard Dice under which a segmentation counts as bad. Default 0.8.
+    at_most : int
+        How many cases are segmented, spread evenly; each four times. Default 50.
+    seed : int
+        Seed of the automaton and of the noise. Default 0.
+    threads : int, optional
+        As of `pynca.predict`; the result does not depend on it.
+    tick : callable, optional
+        Called after each segmented case.
+
+    Returns
+    -------
+    Model
+        The same weights.
+
+    Raises
+    ------
+    ValueError
+        There are fewer than two cases, an image and its label do not fit each other, or all segmentations were
+        good, or all bad.
+    """
+    if len(cases) < 2:
+        raise ValueError(f"there are {len(cases)} cases to calibrate on; there must be at least 2")
+    if samples < 2:
+        raise ValueError(f"samples is {samples}; a calibration needs at least 2, since NQM is how much runs disagree")
+    expected = learn_expected((read_volume(case.image) for case in cases), model.preparation)
+    plain = replace(model, expected=None, quality=None)
+    chosen = [cases[i] for i in np.linspace(0, len(cases) - 1, min(at_most, len(cases))).astype(int)]
+    trials = []
+    for n, case in enumerate(chosen):
+        image, label = read_volume(case.image), read_volume(case.label)
+        check_pair(image, label)
+        random = np.random.Generator(np.random.Philox(key=[seed, n]))
+        for strength in NOISE:
+            noisy = replace(image, data=_noisy(image.data, strength, random))
+            trials.append(_trial(plain, noisy, label.data > 0, samples, seed, threads))
+        tick()
+    bad = np.array([trial.dice < dice for trial in trials])
+    if bad.all() or not bad.any():
+        raise ValueError(
+            f"of {len(bad)} segmentations, noisy ones among them, {'all' if bad.all() else 'none'} had a Dice under "
+            f"{dice:g}; choose another Dice to tell good from bad"
+        )
+    nqm = _limit(np.array([trial.nqm for trial in trials]), bad)
+    sure = -_limit(np.array([-trial.confidence for trial in trials]), bad)
+    quality = Quality(nqm=round(nqm, 4), samples=samples, confidence=round(sure, 4), volume_ml=_volumes(cases))
+    names = hashlib.sha256("\n".join(case.name for case in cases).encode()).hexdigest()[:16]
+    text = (
+        f"{len(cases)} volumes (names' sha256 {names}); {len(chosen)} of them segmented, each as it is and with noise "
+        f"of {', '.join(f'{s:g}' for s in NOISE[1:])}: {bad.sum()} of {len(bad)} had a Dice under {dice:g}; NQM marks "
+        f"{_marked([trial.nqm > quality.nqm for trial in trials], bad)}, confidence "
+        f"{_marked([trial.confidence < quality.confidence for trial in trials], bad)}"
+    )
+    return replace(model, expected=expected, quality=replace(quality, calibrated_on=text))
+
+
+def _volumes(cases: Sequence[Case]) -> tuple[float, float] | None:
+    """Return the least and largest volume of the label in ml, if the files say how large their voxels are."""
+    volumes = []
+    for case in cases:
+        label = read_volume(case.label)
+        if label.voxel_volume is None or label.data.ndim != 3:
+            return None
+        volumes.append(np.count_nonzero(label.data) * label.voxel_volume / 1000)
+    return round(min(volumes), 4), round(max(volumes), 4)
+
+
+def _trial(
+    model: Model, image: Volume, truth: NDArray[np.bool_], samples: int, seed: int, threads: int | None
+) -> Trial:
+    many = predict(image, model, seed=seed, samples=samples, threads=threads)
+    one = predict(image, model, seed=seed, threads=threads)
+    assert many.nqm is not None
+    disagreement = many.nqm if np.isfinite(many.nqm) else np.inf
+    return Trial(hard_dice(many.mask > 0, truth), disagreement, confidence(one.probability, one.mask))
+
+
+def _noisy(data: NDArray[Any], strength: float, random: np.random.Generator) -> NDArray[Any]:
+    if strength == 0:
+        return data
+    low, high = np.percentile(data.astype(np.float64), (0.5, 99.5))
+    noise = strength * (high - low) * random.standard_normal(data.shape)
+    noisy: NDArray[np.float32] = (data + noise).astype(np.float32)
+    return noisy
+
+
+def _limit(scores: NDArray[np.float64], bad: NDArray[np.bool_]) -> float:
+    """Return the limit that separates best: most of the bad above it and fewest of the others, in the gap's middle."""
+    values = np.unique(scores)
+    marked = scores[None, :] > values[:, None]
+    gain = (marked & bad).sum(axis=1) / bad.sum() - (marked & ~bad).sum(axis=1) / (~bad).sum()
+    best = int(np.argmax(gain))
+    above = values[min(best + 1, len(values) - 1)]
+    return float(values[best] + above) / 2 if np.isfinite(above) else float(values[best])
+
+
+def _marked(marks: Sequence[bool], bad: NDArray[np.bool_]) -> str:
+    marked = np.array(marks)
+    return f"{marked[bad].mean():.0%} of these and {marked[~bad].mean():.0%} of the others"
