@@ -17,6 +17,7 @@ from .layouts import Job
 from .manifest import FILE, Entry, Manifest, ModelFile, digest
 from .model import Model
 from .progress import Progress
+from .quality import judge
 from .segmentation import Segmentation, check_memory, predict
 from .statistics import label_statistics, rounded
 from .volumes import check_output, read_volume
@@ -63,6 +64,7 @@ def run_case(
     threads: int | None = None,
     memory: int | None = None,
     progress: bool = False,
+    strict: bool = False,
 ) -> Entry:
     """Segment one case and write its results; whatever is wrong with it ends up in the entry.
 
@@ -73,7 +75,7 @@ def run_case(
     options : Options
     manifest : Manifest
         Names the results; the entry is not added to it.
-    threads, memory, progress
+    threads, memory, progress, strict
         As of `pynca.predict`.
 
     Returns
@@ -103,7 +105,9 @@ def run_case(
                 threads=threads,
                 memory=memory,
                 progress=progress,
+                strict=strict,
             )
+            quality, reasons = judge(result, model)
             for kind, write in _WRITERS.items():
                 if kind in job.outputs:
                     job.outputs[kind].parent.mkdir(parents=True, exist_ok=True)
@@ -114,6 +118,8 @@ def run_case(
                 "done",
                 outputs={kind: manifest.relative(path) for kind, path in job.outputs.items()},
                 mask_sha256=digest(job.outputs["mask"]),
+                quality=quality,
+                reasons=reasons,
                 nqm=rounded(result.nqm),
                 labels=label_statistics(result),
             )

@@ -72,7 +72,10 @@ def add(commands: Commands) -> None:
     command.add_argument("input", metavar="IN", type=Path, help="an image, or a folder of them")
     command.add_argument("output", metavar="OUT", type=Path, help="the mask to write; a folder where IN is one")
     work = command.add_argument_group("segmentation")
-    work.add_argument("-m", "--model", type=Path, default=Path("hippocampus"), help=MODEL)
+    work.add_argument("-m", "--model", type=Path, help=MODEL)
+    work.add_argument(
+        "--force", action="store_true", help="segment what the default model was not made for; with -m it only warns"
+    )
     work.add_argument(
         "--samples",
         type=whole,
@@ -135,7 +138,10 @@ def run(arguments: argparse.Namespace) -> int:
     from ..progress import Progress
     from ..rule import whole_number
     from ..statistics import write_statistics
+    from ..zoo import DEFAULT
 
+    strict = arguments.model is None and not arguments.force
+    arguments.model = arguments.model or Path(DEFAULT)
     try:
         threads = thread_count(arguments.threads)
         _core.isa()
@@ -248,8 +254,8 @@ def _line(job: Job, entry: Entry) -> str:
         line += ", nothing found"
     if entry.nqm is not None:
         line += f", NQM {entry.nqm:.4f}"
-    if entry.quality == "review":
-        line += f", review: {'; '.join(entry.reasons)}"
+    if entry.quality is not None:
+        line += ", review: " + "; ".join(entry.reasons) if entry.reasons else ", ok"
     return f"{line}, {entry.seconds:.2f} s"
 
 
