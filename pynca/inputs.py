@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .quality import is_number
 from .volumes import Orientation, Volume
 
 if TYPE_CHECKING:
@@ -22,6 +21,7 @@ Range = tuple[float, float]
 # How far an image may leave what was learnt. docs/quality.md has the measurements behind these.
 _SPACING = 3.0  # times finer or coarser
 _EXTENT = 1.25  # times smaller or larger
+_ALIKE = 0.75
 _CELLS = 4  # of a thumbnail along each axis
 _SAMPLED = 64  # voxels along each axis, about, that a thumbnail is made of
 _CLIPPED = (0.5, 99.5)  # percentiles
@@ -77,8 +77,11 @@ class Expected:
 
     @property
     def least_likeness(self) -> float:
-        """The likeness under which an image counts as another: half as far again from 1 as any that was seen."""
-        return self.likeness - (1.0 - self.likeness) / 2
+        """The likeness under which an image counts as another: half as far again from 1 as any that was seen.
+
+        Never above 0.75: a few images that are all alike do not tell how far others may differ.
+        """
+        return min(self.likeness - (1.0 - self.likeness) / 2, _ALIKE)
 
 
 def check_input(image: Volume, model: Model) -> list[str]:
@@ -254,3 +257,8 @@ def _ranges(values: Sequence[Range], what: str) -> tuple[Range, ...]:
     ):
         raise ValueError(f"expected: {what} is {values!r}; it must be the least and largest mm above 0 of 2 or 3 axes")
     return tuple((float(low), float(high)) for low, high in ranges)
+
+
+def is_number(value: object) -> bool:
+    """Tell whether a value of a model file is a finite number; a bool is none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

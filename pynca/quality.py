@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from .inputs import check_input, is_number
 from .rule import FloatArray, UInt8Array
 
 if TYPE_CHECKING:
@@ -65,6 +66,11 @@ class Quality:
                 raise ValueError(f"quality: volume_ml is {self.volume_ml!r}; it must be the least and largest volume")
             object.__setattr__(self, "volume_ml", (float(volume[0]), float(volume[1])))
 
+    @property
+    def volumes(self) -> tuple[float, float] | None:
+        """The volumes in ml that pass: a tenth beyond what was seen."""
+        return None if self.volume_ml is None else (self.volume_ml[0] / _VOLUME, self.volume_ml[1] * _VOLUME)
+
     def nqm_of(self, samples: int) -> float:
         """Return the limit of NQM for another number of runs.
 
@@ -77,8 +83,9 @@ def judge(segmentation: Segmentation, model: Model) -> tuple[Verdict | None, lis
     """Say whether somebody should look at a segmentation before it is used, and why.
 
     Several runs are judged by how much they disagree (NQM), a single one by how undecided its probabilities
-    are (`confidence`), which finds a little less; both by whether the label's volume is one that was seen
-    at the calibration. Either works for slices as for volumes.
+    are (`confidence`), which finds a little less. Beside that it counts whether the label's volume is one that was
+    seen at the calibration, and whether the model was made for the image at all (`pynca.inputs.check_input`).
+    Slices are judged like volumes.
 
     Parameters
     ----------
@@ -96,7 +103,8 @@ def judge(segmentation: Segmentation, model: Model) -> tuple[Verdict | None, lis
     quality = model.quality
     if quality is None:
         return None, []
-    reasons = _doubts(segmentation, quality)
+    reasons = [] if segmentation.volume is None else check_input(segmentation.volume, model)
+    reasons += _doubts(segmentation, quality)
     return ("review" if reasons else "ok"), reasons
 
 
@@ -114,8 +122,8 @@ def _doubts(segmentation: Segmentation, quality: Quality) -> list[str]:
         if sure < quality.confidence:
             doubts.append(f"the outline is unsure: confidence {sure:.3f}, expected at least {quality.confidence:.3f}")
     voxel = None if segmentation.volume is None else segmentation.volume.voxel_volume
-    if quality.volume_ml is not None and voxel is not None and segmentation.mask.ndim == 3:
-        low, high = quality.volume_ml[0] / _VOLUME, quality.volume_ml[1] * _VOLUME
+    if quality.volumes is not None and voxel is not None and segmentation.mask.ndim == 3:
+        low, high = quality.volumes
         ml = np.count_nonzero(segmentation.mask) * voxel / 1000
         if not low <= ml <= high:
             doubts.append(f"the volume is unusual: {ml:.3g} ml, expected {low:.3g} to {high:.3g} ml")
@@ -131,11 +139,6 @@ def confidence(probability: FloatArray, mask: UInt8Array) -> float:
     inside = mask > 0
     total = float(probability.sum(dtype=np.float64)) + int(np.count_nonzero(inside))
     return 2.0 * float(probability[inside].sum(dtype=np.float64)) / total if total > 0 else 0.0
-
-
-def is_number(value: object) -> bool:
-    """Tell whether a value of a model file is a finite number; a bool is none."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def sigmoid(logits: FloatArray) -> FloatArray:

@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .common import DONE, WrongUse, check_model, plain, sentence, show, whole
+from ..errors import sentence
+from .common import DONE, WrongUse, check_model, plain, show, whole
 
 if TYPE_CHECKING:
     from .common import Commands

@@ -101,7 +101,7 @@ def _quality(model: Model) -> str:
     quality = model.quality
     if quality is None:
         return ""
-    volume = "" if quality.volume_ml is None else f", unlike {sizes([quality.volume_ml])} ml"
+    volume = "" if quality.volumes is None else f", outside {sizes([quality.volumes])} ml"
     return (
         f"review above NQM {quality.nqm:g} ({quality.samples} runs), under confidence {quality.confidence:g} (one run)"
         f"{volume}; calibrated on {quality.calibrated_on}"

@@ -168,7 +168,7 @@ def run(arguments: argparse.Namespace) -> int:
     left = unfinished(jobs, manifest, skip_existing=arguments.skip_existing, progress=not quiet)
     names = {job.name for job in left}
     alone = len(jobs) == 1 and not quiet  # then the bar counts slices, else files
-    how = {"threads": threads, "memory": arguments.memory, "progress": alone}
+    how = {"threads": threads, "memory": arguments.memory, "progress": alone, "strict": strict}
     with manifest, Progress(len(left), enabled=not quiet and not alone) as bar:
         for job in jobs:
             if job.name in names:
