@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from .inputs import check_input, is_number
 from .rule import FloatArray, UInt8Array
+from .volumes import Volume
 
 if TYPE_CHECKING:
     from .model import Model
@@ -103,7 +104,10 @@ def judge(segmentation: Segmentation, model: Model) -> tuple[Verdict | None, lis
     quality = model.quality
     if quality is None:
         return None, []
-    reasons = [] if segmentation.volume is None else check_input(segmentation.volume, model)
+    image = segmentation.volume
+    if image is None and segmentation.image is not None:
+        image = Volume(segmentation.image, None, None, "the image")
+    reasons = [] if image is None else check_input(image, model)
     reasons += _doubts(segmentation, quality)
     return ("review" if reasons else "ok"), reasons
 
