@@ -3,8 +3,10 @@
     python benchmarks/quality_control.py MODEL --data ../shared/data --cases benchmarks/hippocampus_validation.txt
 
 MODEL segments crops around a hippocampus. Every held-back volume is segmented as it is, and every so many-th changed in
-many ways, from harmless to ruinous, in its own voxels; images of other regions and modalities go along, whose Dice is 0
-whatever comes out. Each is checked, segmented once and by an ensemble, and judged. `--csv` keeps every case.
+many ways, from harmless to ruinous, in its own voxels; images of other regions and modalities go along. Each is
+checked, segmented once and by an ensemble, and judged. Dice is against the whole organ, also where a change cut it; it
+counts as 0 where there is no hippocampus and where the header lies, so that a right-looking mask has the wrong place
+or size. `--csv` keeps every case.
 """
 
 from __future__ import annotations
@@ -23,7 +25,6 @@ from numpy.typing import NDArray
 import pynca
 from pynca.cases import find_cases, only
 from pynca.inputs import check_input
-from pynca.metrics import hard_dice
 from pynca.quality import confidence, judge
 from pynca.volumes import Orientation, Volume, read_volume
 
@@ -173,10 +174,13 @@ CHANGES: dict[str, tuple[Change, tuple[float, float, float]]] = {
 }
 
 
-def variants(image: Path, label: Path, key: int) -> Iterator[tuple[str, Volume, Truth]]:
-    """The case as it is, and changed in every way."""
+_CUT = (half, few_slices)
+
+
+def variants(image: Path, label: Path, key: int) -> Iterator[tuple[str, Volume, Truth | None, int]]:
+    """The case as it is, and changed in every way: image, label, and how many voxels the whole organ has."""
     volume, truth = read_volume(image), read_volume(label)
-    yield "as it is", volume, truth.data > 0
+    yield "as it is", volume, truth.data > 0, np.count_nonzero(truth.data)
     assert volume.affine is not None
     way = Orientation.between(volume.affine, "RAS")
     x, t = way.apply(volume.data).astype(np.float64), way.apply(truth.data > 0)
@@ -184,7 +188,9 @@ def variants(image: Path, label: Path, key: int) -> Iterator[tuple[str, Volume, 
     x = np.clip((x - low) / (high - low), 0, 1)
     for n, (name, (change, spacing)) in enumerate(CHANGES.items()):
         data, mask = change(x, t, np.random.Generator(np.random.Philox(key=[key, n])))
-        yield name, Volume(data.astype(np.float32), np.diag([*spacing, 1.0]), None, image.name), mask
+        whole = np.count_nonzero(t if change in _CUT else mask)
+        lies = Volume(data.astype(np.float32), np.diag([*spacing, 1.0]), None, image.name)
+        yield name, lies, None if name.startswith("header") else mask, whole
 
 
 def others(data: Path) -> Iterator[tuple[str, Volume]]:
@@ -226,14 +232,16 @@ class Row:
     review_single: bool
 
 
-def measured(what: str, volume: Volume, truth: Truth | None, model: pynca.Model, samples: int, threads: int) -> Row:
+def measured(
+    what: str, volume: Volume, truth: Truth | None, whole: int, model: pynca.Model, samples: int, threads: int
+) -> Row:
     plain = replace(model, expected=None)  # a verdict on the result alone
     one = pynca.predict(volume, plain, threads=threads)
     many = pynca.predict(volume, plain, samples=samples, threads=threads)
     assert many.nqm is not None
     return Row(
         what,
-        0.0 if truth is None else hard_dice(many.mask > 0, truth),
+        0.0 if truth is None else 2 * np.count_nonzero(truth & (many.mask > 0)) / (np.count_nonzero(many.mask) + whole),
         bool(check_input(volume, model)),
         many.nqm if np.isfinite(many.nqm) else np.inf,
         confidence(one.probability, one.mask),
@@ -307,10 +315,10 @@ def main() -> None:
     cases = only(find_cases(folder / "images", folder / "labels").cases, arguments.cases)
     rows = []
     for n, case in enumerate(cases):
-        for what, volume, truth in variants(case.image, case.label, n):
+        for what, volume, truth, whole in variants(case.image, case.label, n):
             if what == "as it is" or n % arguments.every == 0:
-                rows.append(measured(what, volume, truth, *how))
-    rows += [measured(what, volume, None, *how) for what, volume in others(arguments.data)]
+                rows.append(measured(what, volume, truth, whole, *how))
+    rows += [measured(what, volume, None, 0, *how) for what, volume in others(arguments.data)]
     print(report(sorted(rows, key=lambda row: row.what != "as it is"), arguments.samples))
     for series in sorted((arguments.data / "dicom").iterdir()):
         volume = read_volume(series)

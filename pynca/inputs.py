@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Range = tuple[float, float]
 
 # How far an image may leave what was learnt. docs/quality.md has the measurements behind these.
-_SPACING = 3.0  # times finer or coarser
+_SPACING = 5.0  # times finer or coarser
 _EXTENT = 1.25  # times smaller or larger
 _ALIKE = 0.75
 _CELLS = 4  # of a thumbnail along each axis
@@ -87,7 +87,7 @@ class Expected:
 def check_input(image: Volume, model: Model) -> list[str]:
     """Say in which ways an image is not what a model was made for.
 
-    Spacing and field of view may leave the range that was learnt by a factor of 3 and 1.25. The content is
+    Spacing and field of view may leave the range that was learnt by a factor of 5 and 1.25. The content is
     compared by its thumbnail, which depends neither on the unit of the intensities nor on resolution: another
     organ, contrast or orientation is not like the images of training. A few milliseconds, whatever the size.
 

@@ -327,9 +327,9 @@ def test_a_film_at_the_command_line(film: Path, tmp_path: Path, capsys: pytest.C
     code, _, err = run(capsys, film, tmp_path / "m.nii.gz")
     assert code == 1
     assert err.startswith(f"pynca: {film} has shape (6, 7, 5, 3): it holds 3 volumes; choose one with")
-    assert run(capsys, film, tmp_path / "m.nii.gz", "--volume", "1")[0] == 0
+    assert run(capsys, film, tmp_path / "m.nii.gz", "--volume", "1", "--force")[0] == 0
     assert nibabel.load(tmp_path / "m.nii.gz").shape == (6, 7, 5)
-    arguments = ("--samples", "2", "--save-uncertainty", tmp_path / "u.nii.gz")
+    arguments = ("--force", "--samples", "2", "--save-uncertainty", tmp_path / "u.nii.gz")
     assert run(capsys, film, tmp_path / "m.nii.gz", "--volume", "all", *arguments)[0] == 0
     assert nibabel.load(tmp_path / "m.nii.gz").shape == (6, 7, 5, 3)
     assert nibabel.load(tmp_path / "u.nii.gz").get_data_dtype() == np.float32

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import sentence
-from .common import DONE, WrongUse, check_model, plain, show, whole
+from .common import DONE, ENVIRONMENT, EXIT_CODES, THREADS, WrongUse, check_model, plain, show, whole
 
 if TYPE_CHECKING:
     from .common import Commands
