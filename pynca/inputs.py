@@ -24,6 +24,7 @@ _EXTENT = 1.25  # times smaller or larger
 _ALIKE = 0.75
 _CELLS = 4  # of a thumbnail along each axis
 _SAMPLED = 64  # voxels along each axis, about, that a thumbnail is made of
+_AIR = -500  # Hounsfield units: lungs and what surrounds the patient
 _CLIPPED = (0.5, 99.5)  # percentiles
 
 
@@ -182,7 +183,7 @@ def thumbnail(data: NDArray[Any]) -> NDArray[np.float64]:
     array
         float64, (4, 4) or (4, 4, 4); zeros where all parts are alike.
     """
-    data = data[tuple(slice(None, None, -(-n // _SAMPLED)) for n in data.shape)].astype(np.float64)
+    data = _sampled(data).astype(np.float64)
     data = np.clip(data, *np.percentile(data, _CLIPPED))  # a few bright vessels must not outweigh the rest
     largest = float(np.abs(data).max())
     for axis, n in enumerate(data.shape):
@@ -211,17 +212,19 @@ def _likeness(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
     return float((a.ravel() * b.ravel()).sum()) / norm if norm > 0 else 0.0
 
 
+def _sampled(data: NDArray[Any]) -> NDArray[Any]:
+    """Return a view of evenly spread voxels, few enough for a moment's work and no memory to speak of."""
+    return data[tuple(slice(None, None, -(-n // _SAMPLED)) for n in data.shape)]
+
+
 def _guess(data: NDArray[Any]) -> str:
     """Say why an image may look otherwise."""
     low, high = float(data.min()), float(data.max())
     if low == high:
         return f"it is {low:g} everywhere"
-    if np.mean(data < _AIR) > 0.01 and low >= -4096:
+    if np.mean(_sampled(data) < _AIR) > 0.01 and low >= -4096:
         return f"its values, {low:g} to {high:g}, seem to be the Hounsfield units of a CT"
     return "another region, another contrast, or its axes point elsewhere than its header says"
-
-
-_AIR = -500  # Hounsfield units: lungs and what surrounds the patient
 
 
 def _oriented(image: Volume, preparation: Preparation) -> tuple[NDArray[Any], list[float] | None]:

@@ -97,7 +97,7 @@ def judge(segmentation: Segmentation, model: Model) -> tuple[Verdict | None, lis
     Returns
     -------
     verdict : "ok", "review" or None
-        None where the model was never calibrated (``model.quality is None``).
+        None where the model was never calibrated (``model.quality is None``), or nothing was found in a single slice.
     reasons : list of str
         A sentence for each, with what was found and what expected; empty unless the verdict is "review".
     """
@@ -107,15 +107,18 @@ def judge(segmentation: Segmentation, model: Model) -> tuple[Verdict | None, lis
     image = segmentation.volume
     if image is None and segmentation.image is not None:
         image = Volume(segmentation.image, None, None, "the image")
-    reasons = [] if image is None else check_input(image, model)
-    reasons += _doubts(segmentation, quality)
+    unlike = image is not None and check_input(image, model)  # `predict` has warned of it in full
+    reasons = ["the model was not made for this image"] if unlike else []
+    if segmentation.mask.any():
+        reasons += _doubts(segmentation, quality)
+    elif segmentation.mask.ndim < 3 or quality.volumes is None:
+        return ("review" if reasons else None), reasons  # an empty slice may be right, and shows nothing to judge
+    elif quality.volumes[0] > 0:
+        reasons.append(f"nothing was found, expected at least {quality.volumes[0]:.3g} ml")
     return ("review" if reasons else "ok"), reasons
 
 
 def _doubts(segmentation: Segmentation, quality: Quality) -> list[str]:
-    if not segmentation.mask.any():
-        expected = quality.volume_ml is None or quality.volume_ml[0] > 0
-        return ["nothing was found"] if expected else []
     doubts = []
     if segmentation.nqm is not None:
         limit = quality.nqm_of(segmentation.samples)

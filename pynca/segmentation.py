@@ -277,11 +277,11 @@ def predict(
             check_memory(image, model, axis=axis, samples=samples, threads=threads, memory=memory)
     data, volume = _open(image, affine, spacing)
     view = slicing(data.shape, volume, axis, model)
-    _check_expected(volume or Volume(data, None, None, "the image"), model, strict=strict)
     volumes = view(data)
     films, count, *size = volumes.shape
     name = "the image" if volume is None else volume.name
     step = slices_a_call(volumes.shape, model, samples=samples, threads=threads, memory=memory, name=name)
+    _check_expected(volume or Volume(data, None, None, "the image"), model, strict=strict)
     volume = None if volume is None else _sized(volume, model)
 
     value = next(iter(model.labels))

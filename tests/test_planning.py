@@ -116,7 +116,7 @@ def test_a_limit_is_kept(tmp_path: Path) -> None:
     """With the whole program, its interpreter included."""
     path = write(tmp_path / "scan.nii", (256, 256, 32), "i2")
     code = "import sys; from pynca.cli import main; assert main(sys.argv[1:]) == 0"
-    options = ["segment", path, tmp_path / "mask.nii", "--threads", "1"]
+    options = ["segment", path, tmp_path / "mask.nii", "--threads", "1", "--force"]
     without, _ = measured(code, *options)
     first = (tmp_path / "mask.nii").read_bytes()
     limit = int(without * 0.85)
@@ -131,7 +131,7 @@ def test_the_command_bounds_the_whole_process(tmp_path: Path) -> None:
     code = "import sys; from pynca.cli import main; assert main(sys.argv[1:]) == 0"
     _, printed = measured(code, "estimate", path, "--threads", "1")
     estimated = float(printed.split(", ")[-1].removesuffix(" MB"))
-    peak, _ = measured(code, "segment", path, tmp_path / "mask.nii", "--threads", "1")
+    peak, _ = measured(code, "segment", path, tmp_path / "mask.nii", "--threads", "1", "--force")
     assert peak <= estimated + 2 <= 1.5 * peak
 
 

@@ -46,7 +46,8 @@ def result(voxels: int, probability: float = 1.0, nqm: float | None = None, **op
         (result(1500, 0.6, nqm=0.09), []),  # several runs say more than the probabilities
         (result(1500, 0.6), ["the outline is unsure: confidence 0.750, expected at least 0.900"]),
         (result(1500, nqm=float("nan")), ["the runs disagree: NQM nan, expected at most 0.100"]),
-        (result(0), ["nothing was found"]),
+        (result(0), ["nothing was found, expected at least 0.909 ml"]),
+        (result(0, volume=None), ["nothing was found"]),
         (result(920), []),  # a tenth beyond what was seen
         (result(500), ["the volume is unusual: 0.5 ml, expected 0.909 to 2.2 ml"]),
         (result(5000), ["the volume is unusual: 5 ml, expected 0.909 to 2.2 ml"]),
@@ -68,6 +69,9 @@ def test_without_calibration_there_is_no_verdict() -> None:
 def test_an_empty_mask_can_be_right() -> None:
     model = replace(MODEL, quality=replace(QUALITY, volume_ml=(0.0, 2.0)))
     assert judge(result(0), model) == ("ok", [])
+    assert judge(result(0), replace(MODEL, quality=replace(QUALITY, volume_ml=None))) == (None, [])
+    empty = np.zeros((8, 8), np.uint8)
+    assert judge(Segmentation(empty, empty.astype(np.float32)), MODEL) == (None, [])
 
 
 def test_few_runs_show_less_of_the_deviation() -> None:
@@ -97,6 +101,15 @@ def test_confidence_is_the_dice_that_the_model_expects() -> None:
     assert confidence(probability, mask) == pytest.approx(2 * 1.5 / (2.0 + 2))
     assert confidence(np.array([1, 0], np.float32), np.array([1, 0], np.uint8)) == 1
     assert confidence(np.zeros(3, np.float32), np.zeros(3, np.uint8)) == 0
+
+
+def test_what_the_model_was_not_made_for_is_reviewed(data: Path) -> None:
+    model = pynca.load_model("hippocampus")
+    image = nibabel.load(data / "hippocampus" / "images" / "hippocampus_001.nii.gz")
+    upside_down = np.asarray(image.dataobj)[..., ::-1]  # type: ignore[attr-defined]
+    with pytest.warns(UserWarning, match="the image does not look like"):
+        segmentation = pynca.predict(upside_down, model)
+    assert judge(segmentation, model) == ("review", ["the model was not made for this image"])
 
 
 # --- calibration ---------------------------------------------------------------------------------------------
