@@ -6,7 +6,7 @@ import pytest
 
 import training_step
 from measure import Measure
-from pynca.training.fit import Recipe
+from pynca.training.recipe import Recipe
 
 
 @pytest.mark.parametrize("channels", [16, 32])  # the bundled model's, and the papers'

@@ -10,7 +10,7 @@ import pytest
 import training_step
 from measure import Measure
 from peers import PEERS, difference
-from pynca.training.fit import Recipe
+from pynca.training.recipe import Recipe
 from results import plural
 from workload import RULES, Unavailable, workload
 

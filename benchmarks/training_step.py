@@ -23,8 +23,9 @@ import numpy as np
 
 import pynca
 from pynca import _core
-from pynca.training.fit import Recipe, initial_weights, loss_and_gradients, rules_of
 from pynca.training.optimizers import Adam
+from pynca.training.pipeline import initial_weights, loss_and_gradients, rules_of
+from pynca.training.recipe import Recipe
 from pynca.training.sampling import cut
 
 SIZE = (64, 64)

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import _core, tensorfile, zoo
 from .inputs import Expected
-from .preprocessing import Preparation, check_finite, shrink_linear
+from .preprocessing import SHRINK, Preparation, check_finite
 from .quality import Quality
 from .rule import FloatArray, Rule, check_masks, whole_number
 
@@ -259,7 +259,7 @@ class Model:
                 f"of it and needs at least {needed} rows and columns"
             )
         state = _enlarged(coarser, (count, *size, level.rule.channels))
-        state[..., :k] = shrink_linear(padded, level.scale) if level.scale > 1 else padded
+        state[..., :k] = SHRINK[self.preparation.shrink](padded, level.scale) if level.scale > 1 else padded
         return state
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -45,6 +45,9 @@ class Preparation:
         How far, in prepared pixels and along both axes, the labels learnt lie behind the image. 0 for
         labels resized like images. The papers' code resizes labels with the source index rounded down,
         which moves them by half a pixel: 0.5.
+    shrink : str
+        How a prepared slice is brought to the coarser levels: ``"linear"`` (default), as in the papers' code, which
+        reads the middle of each cell; or ``"mean"`` of all its pixels.
     """
 
     size: tuple[int, int]
@@ -53,6 +56,7 @@ class Preparation:
     spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)
     percentiles: tuple[float, float] = (0.5, 99.5)
     label_offset: float = 0.0
+    shrink: str = "linear"
 
     def __post_init__(self) -> None:
         size, spacing, percentiles = self.size, self.spacing, self.percentiles
@@ -69,6 +73,8 @@ class Preparation:
             raise ValueError(f"percentiles are {percentiles!r}; they must be two numbers that ascend between 0 and 100")
         if not (_numbers([self.label_offset], 1) and -4 <= self.label_offset <= 4):
             raise ValueError(f"label_offset is {self.label_offset!r}; it must be a number between -4 and 4")
+        if self.shrink not in SHRINK:
+            raise ValueError(f"shrink is {self.shrink!r}; it must be one of {', '.join(SHRINK)}")
         # Plain numbers in tuples, whatever came in, so that equal preparations compare, hash and are saved alike
         object.__setattr__(self, "size", (int(size[0]), int(size[1])))
         object.__setattr__(self, "axis", whole_number(self.axis, "axis", 0, 2))
@@ -149,6 +155,21 @@ def shrink_linear(image: FloatArray, scale: int) -> FloatArray:
         n_out = image.shape[axis] // scale
         image = _linear(image, (np.arange(n_out) + 0.5) * scale - 0.5, axis)
     return image
+
+
+def shrink_mean(image: FloatArray, scale: int) -> FloatArray:
+    """Shrink (N, H, W, ...) by a whole factor: the mean of each block, summed in a fixed order; sizes divide by it."""
+    for axis in (1, 2):
+        shape = image.shape
+        blocks = image.reshape(*shape[:axis], shape[axis] // scale, scale, *shape[axis + 1 :])
+        total = np.take(blocks, 0, axis=axis + 1)
+        for n in range(1, scale):
+            total = total + np.take(blocks, n, axis=axis + 1)
+        image = total / np.float32(scale)
+    return image
+
+
+SHRINK = {"linear": shrink_linear, "mean": shrink_mean}
 
 
 def _linear(images: FloatArray, position: NDArray[np.float64], axis: int) -> FloatArray:

@@ -15,8 +15,9 @@ import pytest
 import pynca
 from pynca import cases
 from pynca.training import dataset, sampling
-from pynca.training.fit import STATE, Recipe, State, fit_slices, learning_rate, saved_recipe, train_batch
+from pynca.training.fit import STATE, State, fit_slices, learning_rate, saved_recipe, train_batch
 from pynca.training.optimizers import Adam, clip, moved_average
+from pynca.training.recipe import Recipe
 from pynca.training.sampling import Augmentation, Slices
 from pynca.training.train import train
 
@@ -136,7 +137,7 @@ def test_gradients_that_are_no_numbers_do_not_reach_the_weights() -> None:
     slices = blobs()
     broken = Slices(np.full_like(slices.images, np.nan), slices.labels)
     before = state.levels[0]["fc0.weight"].copy()
-    assert train_batch(state, broken, SMALL) == math.inf
+    assert train_batch(state, broken, SMALL, PREPARATION) == math.inf
     np.testing.assert_array_equal(state.levels[0]["fc0.weight"], before)
 
 
@@ -174,7 +175,7 @@ def test_image_and_label_move_together() -> None:
 def test_patches_are_whole_coarse_cells_and_half_of_them_on_the_label() -> None:
     labels = np.zeros((400, 32, 32), np.float32)
     labels[:, 25:28, 3:6] = 1
-    places = sampling.corners(labels, (8, 8), 4, sampling.generator(0, 0, 0))
+    places = sampling.patches(labels, (8, 8), 4, sampling.generator(0, 0, 0))
     assert (places % 4 == 0).all()
     assert (places >= 0).all()
     assert (places <= 24).all()

@@ -9,7 +9,8 @@ from pynca import _core
 from pynca.rule import FloatArray, Rule, check_masks, whole_number
 
 from . import tape
-from .fit import Recipe, fit_slices
+from .fit import fit_slices
+from .recipe import Recipe
 from .sampling import Augmentation, Slices
 from .train import Outcome, fit
 

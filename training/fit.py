@@ -1,4 +1,4 @@
-"""Fit a Med-NCA: the coarse level on the shrunken slice, the fine level on a patch of it."""
+"""Fit a Med-NCA, batch by batch: notice a run that fails, keep the best weights, stop and go on anywhere."""
 
 from __future__ import annotations
 
@@ -6,193 +6,17 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from pynca import Model, Preparation, tensorfile
 
-from pynca import Level, Model, Preparation, Rule, _core, tensorfile
-from pynca.preprocessing import shrink_linear
-from pynca.rule import FloatArray, UInt8Array, whole_number
-
-from . import tape
-from .losses import LOSSES
 from .optimizers import Adam, Arrays, clip, moved_average
-from .sampling import Augmentation, Slices, corners, cut, draw, generator
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Everything that decides what comes out, beside the data.
-
-    Parameters
-    ----------
-    channels, hidden : int
-        Size of the rules. Default 32 and 128, as in the papers.
-    steps : (int, int)
-        Steps of the coarse and of the fine level.
-    scale : int
-        Side of a coarse cell in fine pixels.
-    patch : (int, int)
-        What the fine level sees of a slice; a multiple of ``scale``.
-    batch : int
-        Slices in a batch.
-    batches : int
-        Length of the training.
-    rate, last_rate : float
-        Learning rate at the start and at the end; it falls exponentially, batch by batch.
-    decay : float, optional
-        What the rate is multiplied with after each batch, instead of falling to ``last_rate``.
-    betas : (float, float)
-        Of Adam.
-    clip : float
-        Largest norm of a gradient.
-    average : float
-        Decay of the moving average of weights that is evaluated and shipped.
-    loss : str
-        One of ``pynca.training.losses``.
-    evaluate : int
-        Batches between evaluations.
-    seed : int
-        Of weights, batches and fire masks.
-    augmentation : Augmentation
-    """
-
-    channels: int = 32
-    hidden: int = 128
-    steps: tuple[int, int] = (16, 16)
-    scale: int = 4
-    fire_rate: float = 0.5
-    perception: str = "conv"
-    patch: tuple[int, int] = (32, 32)
-    batch: int = 16
-    batches: int = 10000
-    rate: float = 1.6e-3
-    last_rate: float = 2e-5
-    decay: float | None = None
-    betas: tuple[float, float] = (0.5, 0.5)
-    clip: float = 1.0
-    average: float = 0.999
-    loss: str = "dice_bce"
-    evaluate: int = 1000
-    seed: int = 0
-    augmentation: Augmentation = field(default_factory=Augmentation)
-
-    def __post_init__(self) -> None:
-        for name, low, high in (
-            *(("channels", 2, 4096), ("hidden", 1, 65536), ("scale", 1, 64), ("batch", 1, _core.MAX_SAMPLES)),
-            *(("batches", 1, 2**31), ("evaluate", 1, 2**31), ("seed", 0, 2**63 - 1)),
-        ):
-            whole_number(getattr(self, name), name, low, high)
-        for name, high in (("steps", _core.MAX_STEPS), ("patch", 65536)):
-            values = getattr(self, name)
-            if len(values) != 2:
-                raise ValueError(f"{name} is {values!r}; it must be two whole numbers")
-            for value in values:
-                whole_number(value, name, 1, high)
-        if any(side % self.scale for side in self.patch):
-            raise ValueError(f"patch is {self.patch}; its sides must be multiples of the scale, {self.scale}")
-        for name in ("rate", "last_rate", "clip"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be a number above 0")
-        if self.decay is not None and not 0 < self.decay <= 1:
-            raise ValueError(f"decay is {self.decay!r}; it must be above 0 and at most 1")
-        if not all(0 <= value < 1 for value in (*self.betas, self.average)):
-            raise ValueError(f"betas are {self.betas} and average {self.average}; they must be at least 0 and below 1")
-        if self.loss not in LOSSES:
-            raise ValueError(f"loss is {self.loss!r}; it must be one of {', '.join(LOSSES)}")
-
-    @classmethod
-    def published(cls, **changes: Any) -> Recipe:
-        """Return the configuration of the authors' hippocampus model (its ``config.dt``), with some changes.
-
-        Batches of 40 slices of which the fine level sees a patch as large as the coarse level, 16 x 16; the rate
-        falls by a factor of 0.9999 a batch. Channels, hidden units, steps, rate and betas are the defaults.
-        """
-        return cls(**{"batch": 40, "patch": (16, 16), "decay": 0.9999, **changes})
-
-    def check_size(self, size: tuple[int, int]) -> None:
-        """Refuse prepared slices of a size that the patch or the scale does not fit."""
-        if any(side % self.scale for side in size):
-            raise ValueError(f"size is {size}; its sides must be multiples of the scale, {self.scale}")
-        if any(part > whole for part, whole in zip(self.patch, size, strict=True)):
-            raise ValueError(f"patch is {self.patch}; it must not be larger than a prepared slice, {size}")
-
-
-def initial_weights(recipe: Recipe) -> list[Arrays]:
-    """Draw the weights of both levels as the papers' code does: evenly within 1 / sqrt(inputs), ``fc1`` zero."""
-    random = np.random.Generator(np.random.Philox(key=[recipe.seed, 2**63]))
-    c, h = recipe.channels, recipe.hidden
-
-    def draw_even(inputs: int, *shape: int) -> FloatArray:
-        limit = 1 / math.sqrt(inputs)
-        return random.uniform(-limit, limit, shape).astype(np.float32)
-
-    levels = []
-    for _ in recipe.steps:
-        weights = {}
-        if recipe.perception == "conv":
-            for name in ("p0", "p1"):
-                weights[f"{name}.weight"] = draw_even(9 * c, c, c, 3, 3)
-                weights[f"{name}.bias"] = draw_even(9 * c, c)
-        weights["fc0.weight"] = draw_even(3 * c, h, 3 * c)
-        weights["fc0.bias"] = draw_even(3 * c, h)
-        weights["fc1.weight"] = np.zeros((c, h), np.float32)
-        levels.append(weights)
-    return levels
-
-
-def loss_and_gradients(
-    rules: Sequence[Rule],
-    recipe: Recipe,
-    images: FloatArray,
-    labels: FloatArray,
-    places: np.ndarray,
-    seed: int,
-    threads: int | None = None,
-    masks: Sequence[UInt8Array | None] = (None, None),
-) -> tuple[float, list[Arrays]]:
-    """Differentiate the loss of one batch: (N, H, W) slices of which the fine level sees a patch each.
-
-    ``masks``, one array (steps, N, h, w) a level, replace the random fire masks.
-    """
-    coarse, fine = (tape.Weights(rule) for rule in rules)
-    small = shrink_linear(images, recipe.scale)
-    start = np.zeros((*small.shape, recipe.channels), np.float32)
-    start[..., 0] = small
-    corners, size = places // recipe.scale, (recipe.patch[0] // recipe.scale, recipe.patch[1] // recipe.scale)
-    wanted = np.zeros(small.shape, np.uint8)
-    for seen, (y, x) in zip(wanted, corners.tolist(), strict=True):
-        seen[y : y + size[0], x : x + size[1]] = 1
-    state = tape.nca(
-        coarse, tape.Node(start), recipe.steps[0], masks=masks[0], seed=seed, level=0, wanted=wanted, threads=threads
-    )
-    state = tape.channels(tape.crop(state, corners, size), 1, recipe.channels)
-    state = tape.upsample(state, recipe.scale)
-    image = tape.Node(cut(images, places, recipe.patch)[..., None])
-    state = tape.concatenate([image, state])
-    state = tape.nca(fine, state, recipe.steps[1], masks=masks[1], seed=seed, level=1, threads=threads)
-    loss = tape.loss(recipe.loss, tape.channels(state, 1, 2), cut(labels, places, recipe.patch)[..., None])
-    loss.backward()
-    return float(loss.value), [coarse.gradients, fine.gradients]
-
-
-def rules_of(levels: Sequence[Arrays], recipe: Recipe) -> list[Rule]:
-    """Make rules of the weights of all levels."""
-    return [Rule(weights, perception=recipe.perception, fire_rate=recipe.fire_rate) for weights in levels]  # type: ignore[arg-type]
-
-
-def model_of(levels: Sequence[Arrays], recipe: Recipe, preparation: Preparation, **options: Any) -> Model:
-    """Make a model of the weights of all levels."""
-    scales = (recipe.scale, 1)
-    rules = rules_of(levels, recipe)
-    return Model(
-        [Level(rule, steps, scale) for rule, steps, scale in zip(rules, recipe.steps, scales, strict=True)],
-        preparation,
-        **options,
-    )
+from .pipeline import initial_weights, loss_and_gradients, model_of, rules_of
+from .recipe import Recipe
+from .sampling import Augmentation, Slices, draw, generator, patches
 
 
 @dataclass
@@ -239,7 +63,7 @@ def fit_slices(
     threads: int | None = None,
     **options: Any,
 ) -> Model:
-    """Train a two-level Med-NCA on prepared slices and return the best moving average of its weights.
+    """Train a Med-NCA on prepared slices and return the best moving average of its weights.
 
     Parameters
     ----------
@@ -278,7 +102,7 @@ def fit_slices(
     state = load_state(path / STATE, recipe) if resume and path is not None else State.start(recipe)
     began = time.monotonic() - state.seconds
     while state.batch < recipe.batches:
-        loss = train_batch(state, slices, recipe, threads)
+        loss = train_batch(state, slices, recipe, preparation, threads)
         tick(state, recipe)
         exploded = not loss < state.lowest_loss + _EXPLODED
         if exploded or state.batch % recipe.evaluate == 0 or state.batch == recipe.batches:
@@ -308,14 +132,29 @@ def learning_rate(recipe: Recipe, state: State) -> float:
     return state.rate_factor * math.exp(math.log(recipe.rate) * (1 - done) + math.log(recipe.last_rate) * done)
 
 
-def train_batch(state: State, slices: Slices, recipe: Recipe, threads: int | None = None) -> float:
+def supervision(recipe: Recipe, state: State) -> float:
+    """The weight of the coarse levels' losses in the next batch."""
+    return recipe.supervision * (1 - 0.9 * state.batch / recipe.batches)
+
+
+def train_batch(
+    state: State, slices: Slices, recipe: Recipe, preparation: Preparation, threads: int | None = None
+) -> float:
     """Train on the next batch and return the smoothed loss; infinity, and no change, where a number is not finite."""
     random = generator(recipe.seed, state.attempt, state.batch)
-    images, labels = draw(slices, recipe.batch, recipe.augmentation, random)
-    places = corners(labels, recipe.patch, recipe.scale, random)
-    rules = rules_of(state.levels, recipe)
-    masks = int(random.integers(2**63))
-    loss, gradients = loss_and_gradients(rules, recipe, images, labels, places, masks, threads)
+    images, labels = draw(slices, recipe.batch, recipe.augmentation, random, negatives=recipe.negatives)
+    places = patches(labels, recipe.patch, recipe.above, random, recipe.on_label, recipe.on_errors)
+    loss, gradients = loss_and_gradients(
+        rules_of(state.levels, recipe),
+        recipe,
+        images,
+        labels,
+        places,
+        int(random.integers(2**63)),
+        threads,
+        shrink=preparation.shrink,
+        supervision=supervision(recipe, state),
+    )
     clipped = [clip(gradient, recipe.clip) for gradient in gradients]
     if not all(math.isfinite(number) for number in (loss, *(norm for _, norm in clipped))):
         return math.inf

@@ -6,6 +6,7 @@ A batch is a pure function of (seed, attempt, number of the batch), so that trai
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,19 +71,54 @@ def generator(seed: int, attempt: int, batch: int) -> np.random.Generator:
 
 
 def draw(
-    slices: Slices, count: int, augmentation: Augmentation, random: np.random.Generator
+    slices: Slices, count: int, augmentation: Augmentation, random: np.random.Generator, *, negatives: float = 0.0
 ) -> tuple[FloatArray, FloatArray]:
-    """Draw images and labels (count, H, W): half of the slices show the label, the rest are any."""
+    """Draw images and labels (count, H, W): half of the slices show the label, the rest are any.
+
+    The last of them, a share of ``negatives``, are windows beside the label, enlarged.
+    """
     shown = np.flatnonzero(slices.labels.max(axis=(1, 2)) > 0.5)
     chosen = random.integers(len(slices.images), size=count)
     chosen[: count // 2] = random.choice(shown, count // 2)
-    return vary(slices.images[chosen], slices.labels[chosen], augmentation, random)
+    images, labels = slices.images[chosen], slices.labels[chosen]
+    beside = round(count * negatives)
+    if not beside:
+        return vary(images, labels, augmentation, random)
+    windows = np.array([[1.0, 0.5, 0.5]] * (count - beside) + [window(label, random) for label in labels[-beside:]])
+    return vary(images, labels, augmentation, random, windows)
+
+
+_TRIES = 20
+
+
+def window(label: FloatArray, random: np.random.Generator) -> tuple[float, float, float]:
+    """Choose a square window without the label: its side and centre as shares of the slice.
+
+    Where none of some tries is free of the label, the last try is taken as it is: what the window shows of the label
+    is labelled.
+    """
+    for n in range(_TRIES):
+        side = random.uniform(0.25, 0.7 - 0.4 * n / _TRIES)  # large ones, unless there is no room for them
+        y, x = random.uniform(side / 2, 1 - side / 2, 2)
+        height, width = label.shape
+        rows = slice(int((y - side / 2) * height), math.ceil((y + side / 2) * height))
+        columns = slice(int((x - side / 2) * width), math.ceil((x + side / 2) * width))
+        if not label[rows, columns].any():
+            break
+    return side, float(y), float(x)
 
 
 def vary(
-    images: FloatArray, labels: FloatArray, a: Augmentation, random: np.random.Generator
+    images: FloatArray,
+    labels: FloatArray,
+    a: Augmentation,
+    random: np.random.Generator,
+    windows: NDArray[np.float64] | None = None,
 ) -> tuple[FloatArray, FloatArray]:
-    """Move images and labels together, then change the images' grey values."""
+    """Move images and labels together, then change the images' grey values.
+
+    ``windows`` (N, 3), sides and centres as shares of the slice, are what is looked at of each; default all.
+    """
     count, height, width = images.shape
 
     def spread(limit: float) -> NDArray[np.float64]:
@@ -93,8 +129,13 @@ def vary(
     cosine, sine = (np.array([f(t) for t in turn.flat]).reshape(turn.shape) for f in (math.cos, math.sin))
     mirror = np.where(random.random((2, count, 1, 1)) < 0.5 * a.flip, -1.0, 1.0)
     y, x = np.meshgrid(np.arange(height) - (height - 1) / 2, np.arange(width) - (width - 1) / 2, indexing="ij")
-    rows = (cosine * y - sine * x) / size * mirror[0] + (height - 1) / 2 + spread(a.shift)
-    columns = (sine * y + cosine * x) / size * mirror[1] + (width - 1) / 2 + spread(a.shift)
+    middle = ((height - 1) / 2, (width - 1) / 2)
+    if windows is not None:
+        side, *centre = (column[:, None, None] for column in windows.T)
+        size = size / side
+        middle = (middle[0] + (centre[0] - 0.5) * height, middle[1] + (centre[1] - 0.5) * width)
+    rows = (cosine * y - sine * x) / size * mirror[0] + middle[0] + spread(a.shift)
+    columns = (sine * y + cosine * x) / size * mirror[1] + middle[1] + spread(a.shift)
     images, labels = (_read(array, rows, columns) for array in (images, labels))
 
     v, u = 2 * y / height, 2 * x / width
@@ -106,19 +147,40 @@ def vary(
     return np.clip(grey, 0, 1).astype(np.float32), labels
 
 
-def corners(labels: FloatArray, size: tuple[int, int], scale: int, random: np.random.Generator) -> NDArray[np.int64]:
-    """Choose a patch in each slice (N, 2): half of them around a random pixel of the label, the rest anywhere.
+def patches(
+    labels: FloatArray,
+    size: tuple[int, int],
+    scale: int,
+    random: np.random.Generator,
+    on_label: float = 0.5,
+    on_errors: float = 0.0,
+) -> NDArray[np.int64] | Callable[[FloatArray], NDArray[np.int64]]:
+    """Choose a patch in each slice (N, 2): some around a pixel of the label, some around an error, some anywhere.
 
-    Corners are multiples of ``scale``, so that a patch is made of whole coarse cells.
+    Corners are multiples of ``scale``, so that a patch is made of whole coarse cells. Where errors are asked for, what
+    chooses is returned: it takes the logits (N, h, w) that a coarser level has found.
     """
     limits = np.array(labels.shape[1:]) - size
     places = np.floor(random.random((len(labels), 2)) * (limits + 1)).astype(np.int64)
-    wanted, which = random.random(len(labels)) < 0.5, random.random(len(labels))
-    for n in np.flatnonzero(wanted):
-        pixels = np.argwhere(labels[n] > 0.5)
+    wanted, which = random.random(len(labels)), random.random(len(labels))
+
+    def around(n: int, pixels: NDArray[np.intp], places: NDArray[np.int64]) -> None:
         if len(pixels):
             places[n] = np.clip(pixels[int(which[n] * len(pixels))] - np.array(size) // 2, 0, limits)
-    return places // scale * scale
+
+    for n in np.flatnonzero(wanted < on_label):
+        around(int(n), np.argwhere(labels[n] > 0.5), places)
+    if not on_errors:
+        return places // scale * scale
+
+    def choose(logits: FloatArray) -> NDArray[np.int64]:
+        chosen, cell = places.copy(), labels.shape[1] // logits.shape[1]
+        for n in np.flatnonzero((wanted >= on_label) & (wanted < on_label + on_errors)):
+            blocks = labels[n].reshape(logits.shape[1], cell, logits.shape[2], cell).max(axis=(1, 3))
+            around(int(n), np.argwhere((logits[n] > 0) & (blocks < 0.5)) * cell + cell // 2, chosen)
+        return chosen // scale * scale
+
+    return choose
 
 
 def cut(arrays: FloatArray, places: NDArray[np.int64], size: tuple[int, int]) -> FloatArray:

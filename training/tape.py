@@ -160,6 +160,24 @@ def channels(state: Node, first: int, last: int) -> Node:
     return Node(np.ascontiguousarray(state.value[..., first:last]), (state,), spread)
 
 
+def select(state: Node, chosen: NDArray[np.bool_]) -> Node:
+    """Take the cells (M, C) of (N, H, W, C) that are chosen (N, H, W)."""
+
+    def spread(gradient: FloatArray) -> tuple[FloatArray]:
+        whole = np.zeros_like(state.value)
+        whole[chosen] = gradient
+        return (whole,)
+
+    return Node(state.value[chosen], (state,), spread)
+
+
+def weighted_sum(terms: Sequence[tuple[float, Node]]) -> Node:
+    """Add up single numbers, each times its weight."""
+    total = sum(weight * float(node.value) for weight, node in terms)
+    nodes = [node for _, node in terms]
+    return Node(np.array(total, np.float64), nodes, lambda gradient: [gradient * weight for weight, _ in terms])
+
+
 def sigmoid(logits: Node) -> Node:
     """1 / (1 + e^-x)."""
     p = elementary.sigmoid(logits.value.astype(np.float64)).astype(np.float32)

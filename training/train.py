@@ -22,7 +22,8 @@ from pynca.inputs import learn_expected
 from pynca.volumes import read_volume
 
 from .dataset import prepare, split
-from .fit import STATE, Recipe, State, fit_slices, saved_recipe, train_batch
+from .fit import STATE, State, fit_slices, saved_recipe, train_batch
+from .recipe import Recipe
 from .sampling import Slices
 
 # During training a few cases stand for all: a full evaluation would take longer than the batches between two.
@@ -151,7 +152,7 @@ def train(
     elif epochs is not None:
         recipe = _of_length(recipe, math.ceil(epochs * len(slices.images) / recipe.batch))
     elif minutes is not None:
-        recipe = _of_length(recipe, batches_in(minutes, slices, recipe, threads))
+        recipe = _of_length(recipe, batches_in(minutes, slices, recipe, preparation, threads))
     chosen = [validation[i] for i in np.linspace(0, len(validation) - 1, min(_SELECTING, len(validation))).astype(int)]
 
     def dice(model: Model, some: Sequence[Case]) -> list[float]:
@@ -189,7 +190,8 @@ def described(card: Card, recipe: Recipe, cases: Sequence[Case], scores: Sequenc
         accuracy = "not measured: trained without validation"
     return replace(
         card,
-        description=card.description or f"Two-level Med-NCA, {recipe.channels} channels, hidden {recipe.hidden}.",
+        description=card.description
+        or f"Med-NCA of {len(recipe.scales)} levels, {recipe.channels} channels, hidden {recipe.hidden}.",
         accuracy=card.accuracy or accuracy,
         source=f"pynca train, seed {recipe.seed}, {recipe.batches} batches of {recipe.batch}, {len(cases)} volumes "
         f"(names' sha256 {names}), {seconds / 60:.0f} min on {thread_count()} threads, {_core.isa()}, "
@@ -202,14 +204,16 @@ def _of_length(recipe: Recipe, batches: int) -> Recipe:
     return replace(recipe, batches=max(batches, 1), evaluate=max(1, math.ceil(batches / _EVALUATIONS)))
 
 
-def batches_in(minutes: float, slices: Slices, recipe: Recipe, threads: int | None = None) -> int:
+def batches_in(
+    minutes: float, slices: Slices, recipe: Recipe, preparation: Preparation, threads: int | None = None
+) -> int:
     """How many batches fit into some minutes on this machine, from the time of a few."""
     state = State.start(recipe)
-    train_batch(state, slices, recipe, threads)
+    train_batch(state, slices, recipe, preparation, threads)
     times = []
     for _ in range(5):
         began = time.monotonic()
-        train_batch(state, slices, recipe, threads)
+        train_batch(state, slices, recipe, preparation, threads)
         times.append(time.monotonic() - began)
     return max(10, int(minutes * 60 / float(np.median(times))))
 

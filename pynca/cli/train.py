@@ -120,7 +120,8 @@ def run(arguments: argparse.Namespace) -> int:
     from ..preprocessing import Preparation
     from ..progress import Progress
     from ..training.dataset import split
-    from ..training.fit import LOG, STATE, Recipe, State
+    from ..training.fit import LOG, STATE, State
+    from ..training.recipe import Recipe
     from ..training.train import draw_curve, train
 
     output = arguments.output

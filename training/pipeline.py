@@ -1,0 +1,170 @@
+"""One batch of a Med-NCA, differentiated: every level on the slice, the finest on a patch of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pynca import Level, Model, Preparation, Rule
+from pynca.preprocessing import SHRINK, shrink_mean
+from pynca.rule import FloatArray, UInt8Array
+
+from . import tape
+from .optimizers import Arrays
+from .recipe import Recipe
+from .sampling import cut
+
+Places = NDArray[np.int64]
+
+
+def initial_weights(recipe: Recipe) -> list[Arrays]:
+    """Draw the weights of all levels as the papers' code does: evenly within 1 / sqrt(inputs), ``fc1`` zero."""
+    random = np.random.Generator(np.random.Philox(key=[recipe.seed, 2**63]))
+    c, h = recipe.channels, recipe.hidden
+
+    def draw_even(inputs: int, *shape: int) -> FloatArray:
+        limit = 1 / math.sqrt(inputs)
+        return random.uniform(-limit, limit, shape).astype(np.float32)
+
+    levels = []
+    for _ in recipe.steps:
+        weights = {}
+        if recipe.perception == "conv":
+            for name in ("p0", "p1"):
+                weights[f"{name}.weight"] = draw_even(9 * c, c, c, 3, 3)
+                weights[f"{name}.bias"] = draw_even(9 * c, c)
+        weights["fc0.weight"] = draw_even(3 * c, h, 3 * c)
+        weights["fc0.bias"] = draw_even(3 * c, h)
+        weights["fc1.weight"] = np.zeros((c, h), np.float32)
+        levels.append(weights)
+    return levels
+
+
+def loss_and_gradients(
+    rules: Sequence[Rule],
+    recipe: Recipe,
+    images: FloatArray,
+    labels: FloatArray,
+    places: Places | Callable[[FloatArray], Places],
+    seed: int,
+    threads: int | None = None,
+    masks: Sequence[UInt8Array | None] | None = None,
+    *,
+    shrink: str = "linear",
+    supervision: float = 0.0,
+) -> tuple[float, list[Arrays]]:
+    """Differentiate the loss of one batch.
+
+    Parameters
+    ----------
+    rules : sequence of Rule
+        One a level, coarse first.
+    recipe : Recipe
+    images, labels : array
+        float32 (N, H, W), prepared slices and the share of each pixel that belongs to the label.
+    places : array or callable
+        Corners of the patches (N, 2), multiples of the scale above the finest; or what chooses them from the logits
+        (N, h, w) of the level above the finest.
+    seed : int
+        Of the fire masks.
+    threads : int, optional
+        The result does not depend on it.
+    masks : sequence of array, optional
+        One uint8 array (steps, N, h, w) a level replaces the random fire masks.
+    shrink : str
+        How images are brought to the coarse levels, as in `pynca.Preparation`.
+    supervision : float
+        Weight of the loss of every level but the finest.
+
+    Returns
+    -------
+    loss : float
+    gradients : list of dict of str to array
+        One a level.
+    """
+    weights = [tape.Weights(rule) for rule in rules]
+    fires = [None] * len(rules) if masks is None else list(masks)
+    state: tape.Node | None = None
+    losses: list[tuple[float, tape.Node]] = []
+    judged = supervision > 0
+    for n, (scale, steps) in enumerate(zip(recipe.scales[:-1], recipe.steps, strict=False)):
+        small = SHRINK[shrink](images, scale)[..., None]
+        if state is None:
+            start = np.zeros((*small.shape[:3], recipe.channels), np.float32)
+            start[..., :1] = small
+            state = tape.Node(start)
+        else:
+            state = _next(state, small, recipe.scales[n - 1] // scale)
+        # where nothing but the patch is judged, what cannot reach it is left out
+        known = not judged and n == len(rules) - 2 and not callable(places)
+        wanted = _within(places, recipe, small.shape[:3]) if known else None  # type: ignore[arg-type]
+        state = tape.nca(weights[n], state, steps, masks=fires[n], seed=seed, level=n, wanted=wanted, threads=threads)
+        if judged:
+            logits = tape.channels(state, 1, 2)
+            losses.append((supervision, tape.loss(recipe.loss, logits, shrink_mean(labels, scale)[..., None])))
+    assert state is not None
+    corners = places(state.value[..., 1]) if callable(places) else places
+    above = recipe.above
+    state = tape.crop(state, corners // above, (recipe.patch[0] // above, recipe.patch[1] // above))
+    state = _next(state, cut(images, corners, recipe.patch)[..., None], above)
+    seen = _judged(corners, recipe, images.shape[1:]) if recipe.border else None
+    state = tape.nca(
+        weights[-1], state, recipe.steps[-1], masks=fires[-1], seed=seed, level=len(rules) - 1, wanted=seen,
+        threads=threads,
+    )  # fmt: skip
+    logits, target = tape.channels(state, 1, 2), cut(labels, corners, recipe.patch)[..., None]
+    if seen is not None:
+        chosen = seen.astype(bool)
+        logits, target = tape.select(logits, chosen), target[chosen]
+    losses.append((1.0, tape.loss(recipe.loss, logits, target)))
+    total = tape.weighted_sum(losses)
+    total.backward()
+    return float(total.value), [w.gradients for w in weights]
+
+
+def _next(state: tape.Node, image: FloatArray, scale: int) -> tape.Node:
+    """Repeat each cell and put the finer image into the image channel."""
+    hidden = tape.channels(state, 1, state.value.shape[-1])
+    return tape.concatenate([tape.Node(image), tape.upsample(hidden, scale)])
+
+
+def _within(places: Places, recipe: Recipe, shape: tuple[int, ...]) -> UInt8Array:
+    """Tell which cells of the level above the finest lie under the patches."""
+    above = recipe.above
+    wanted = np.zeros(shape, np.uint8)
+    for member, (y, x) in zip(wanted, (places // above).tolist(), strict=True):
+        member[y : y + recipe.patch[0] // above, x : x + recipe.patch[1] // above] = 1
+    return wanted
+
+
+def _judged(places: Places, recipe: Recipe, size: tuple[int, ...]) -> UInt8Array:
+    """Tell which pixels of the patches are judged: all but a border, which ends where the slice ends."""
+    seen = np.zeros((len(places), *recipe.patch), np.uint8)
+    for member, place in zip(seen, places.tolist(), strict=True):
+        inside = []
+        for first, side, whole in zip(place, recipe.patch, size, strict=True):
+            last = side - recipe.border if first + side < whole else side
+            inside.append(slice(recipe.border if first > 0 else 0, last))
+        member[tuple(inside)] = 1
+    return seen
+
+
+def rules_of(levels: Sequence[Arrays], recipe: Recipe) -> list[Rule]:
+    """Make rules of the weights of all levels."""
+    return [Rule(weights, perception=recipe.perception, fire_rate=recipe.fire_rate) for weights in levels]  # type: ignore[arg-type]
+
+
+def model_of(levels: Sequence[Arrays], recipe: Recipe, preparation: Preparation, **options: Any) -> Model:
+    """Make a model of the weights of all levels."""
+    return Model(
+        [
+            Level(rule, steps, scale)
+            for rule, steps, scale in zip(rules_of(levels, recipe), recipe.steps, recipe.scales, strict=True)
+        ],
+        preparation,
+        **options,
+    )
