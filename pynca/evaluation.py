@@ -14,8 +14,8 @@ import numpy as np
 from .files import atomic_path
 from .metrics import bootstrap_interval, hard_dice, hd95, soft_dice, volume_error
 from .model import Model
-from .segmentation import predict
-from .volumes import Volume, read_volume
+from .segmentation import predict, sized
+from .volumes import Volume, read_label, read_volume
 
 COLUMNS = {
     "hard_dice": "hard Dice",
@@ -27,17 +27,25 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Score:
-    """The metrics of one case, in its own voxels; `pynca.metrics` defines them."""
+    """The metrics of one case, in its own voxels; `pynca.metrics` defines them.
+
+    ``voxels``, ``label_voxels`` and ``common_voxels`` count the mask, the label and what they share, so that the Dice
+    of a patient can be told from all of the patient's images.
+    """
 
     name: str
     hard_dice: float
     soft_dice: float
     hd95: float
     volume_error: float
+    patient: str = ""
+    voxels: int = 0
+    label_voxels: int = 0
+    common_voxels: int = 0
 
 
-def score_case(model: Model, image: Volume, label: Volume, name: str, *, seed: int = 0, samples: int = 1,
-               threads: int | None = None) -> Score:  # fmt: skip
+def score_case(model: Model, image: Volume, label: Volume, name: str, *, patient: str = "", seed: int = 0,
+               samples: int = 1, threads: int | None = None) -> Score:  # fmt: skip
     """Segment one image and compare with its label, all of whose values above 0 count.
 
     Raises
@@ -56,6 +64,10 @@ def score_case(model: Model, image: Volume, label: Volume, name: str, *, seed: i
         soft_dice(result.probability, truth),
         hd95(mask, truth, spacing),
         volume_error(mask, truth),
+        patient or name,
+        int(mask.sum()),
+        int(truth.sum()),
+        int((mask & truth).sum()),
     )
 
 
@@ -78,14 +90,31 @@ def score_file(
     image: str | os.PathLike[str],
     label: str | os.PathLike[str],
     *,
+    patient: str = "",
     seed: int = 0,
     samples: int = 1,
     threads: int | None = None,
 ) -> Score:
-    """`score_case` of two files."""
-    volume = read_volume(image)
-    name = os.path.basename(image)
-    return score_case(model, volume, read_volume(label), name, seed=seed, samples=samples, threads=threads)
+    """`score_case` of two files; a picture's pixels count as large as the model's."""
+    return score_case(
+        model,
+        sized(read_volume(image), model),
+        read_label(label),
+        os.path.basename(image),
+        patient=patient,
+        seed=seed,
+        samples=samples,
+        threads=threads,
+    )
+
+
+def patient_dice(scores: Sequence[Score]) -> dict[str, float]:
+    """Return the hard Dice of each patient, all images of one taken together."""
+    counts: dict[str, tuple[int, int]] = {}
+    for score in scores:
+        common, total = counts.get(score.patient, (0, 0))
+        counts[score.patient] = common + score.common_voxels, total + score.voxels + score.label_voxels
+    return {patient: 2.0 * common / total if total else 1.0 for patient, (common, total) in counts.items()}
 
 
 def summary(scores: Sequence[Score]) -> dict[str, dict[str, float]]:
@@ -124,6 +153,16 @@ def table(scores: Sequence[Score]) -> str:
                 f"{COLUMNS[column]:34} {row['mean']:8.4f} {row['sd']:7.4f}  {interval:25} "
                 f"{row['least']:8.4f} {row['largest']:8.4f}  {row['count']:.0f}"
             )
+    by_patient = list(patient_dice(scores).values())
+    if len(by_patient) < len(scores):
+        low, high = bootstrap_interval(np.array(by_patient))
+        lines.append(
+            f"{'hard Dice of a patient':34} {np.mean(by_patient):8.4f} {np.std(by_patient):7.4f}  "
+            f"{f'{low:.4f} to {high:.4f}':25} {min(by_patient):8.4f} {max(by_patient):8.4f}  {len(by_patient)}"
+        )
+        dice = np.array([score.hard_dice for score in scores])
+        low_share = 100 * np.mean(dice < 0.5)
+        lines.append(f"hard Dice of an image: median {np.median(dice):.4f}, under 0.5 {low_share:.1f} %")
     return "\n".join(lines)
 
 
@@ -133,7 +172,12 @@ def write_csv(path: str | os.PathLike[str], scores: Sequence[Score]) -> None:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([f.name for f in fields(Score)])
     for score in scores:
-        row = asdict(score)
-        writer.writerow([row.pop("name"), *("" if math.isnan(v) else f"{v:.6f}" for v in row.values())])
+        writer.writerow([_cell(value) for value in asdict(score).values()])
     with atomic_path(path) as beside:
         beside.write_text(text.getvalue(), encoding="utf-8")
+
+
+def _cell(value: str | float) -> str:
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:.6f}"
+    return str(value)

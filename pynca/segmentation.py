@@ -282,7 +282,9 @@ def predict(
     name = "the image" if volume is None else volume.name
     step = slices_a_call(volumes.shape, model, samples=samples, threads=threads, memory=memory, name=name)
     _check_expected(volume or Volume(data, None, None, "the image"), model, strict=strict)
-    volume = None if volume is None else _sized(volume, model)
+    if volume is not None and volume.voxel_size is None:
+        volume = sized(volume, model)
+        _warn_of_spacing(volume.spacing or ())
 
     value = next(iter(model.labels))
     limit = math.log(model.threshold / (1.0 - model.threshold))
@@ -458,19 +460,21 @@ def _check_expected(image: Volume, model: Model, *, strict: bool) -> None:
         warnings.warn(problem, UserWarning, stacklevel=3)
 
 
-def _sized(volume: Volume, model: Model) -> Volume:
+def sized(volume: Volume, model: Model) -> Volume:
     """Return the volume with the model's spacing, if it has none."""
     if volume.voxel_size is not None:
         return volume
     preparation, axes = model.preparation, volume.data.ndim
     way = Orientation.of(volume, preparation.orientation, preparation.axis)
     order = list(way.axes) if volume.picture or axes == 3 else [n for n in range(3) if n != preparation.axis]
-    sizes = tuple(preparation.spacing[n] for n in order[:axes])
-    told = " x ".join(f"{mm:g}" for mm in sizes)
+    return replace(volume, spacing=tuple(preparation.spacing[n] for n in order[:axes]))
+
+
+def _warn_of_spacing(spacing: Sequence[float]) -> None:
+    told = " x ".join(f"{mm:g}" for mm in spacing)
     warnings.warn(
         f"pictures and arrays do not say how large their pixels are: the model's {told} mm are assumed; "
         "spacing= (--spacing) says otherwise",
         UserWarning,
         stacklevel=3,
     )
-    return replace(volume, spacing=sizes)

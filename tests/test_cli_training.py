@@ -49,7 +49,7 @@ def test_train_then_evaluate(cases: Path) -> None:
     assert "Traceback" not in result.stderr
     model = pynca.load_model(cases / "disc.safetensors")
     assert model.labels == {1: "disc"}
-    assert "1 validation volumes" in model.card.accuracy
+    assert "1 validation patients" in model.card.accuracy
     log = [json.loads(line) for line in (cases / "disc.training" / "log.jsonl").read_text().splitlines()]
     assert log[-1]["batch"] == 30  # 8 epochs of 15 slices, 4 a batch
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import pynca
 from pynca import metrics
-from pynca.evaluation import Score, score_case, summary, table, write_csv
+from pynca.evaluation import Score, patient_dice, score_case, summary, table, write_csv
 from pynca.phantom import SHAPE, hippocampus_phantom
 from pynca.preview import BLUE, ORANGE, draw_slices, write_png
 from pynca.volumes import Volume
@@ -86,19 +86,22 @@ def test_the_interval_covers_the_mean_and_repeats() -> None:
 
 def test_summary_table_and_csv(tmp_path: Path) -> None:
     scores = [
-        Score("a.nii.gz", 0.9, 0.88, 1.0, 0.1),
-        Score("b.nii.gz", 0.7, 0.66, 3.0, -0.1),
-        Score("c.nii.gz", 0.0, 0.0, math.inf, math.nan),
+        Score("a.nii.gz", 0.9, 0.88, 1.0, 0.1, "a", 11, 9, 9),
+        Score("b.nii.gz", 0.7, 0.66, 3.0, -0.1, "b", 9, 11, 7),
+        Score("c.nii.gz", 0.0, 0.0, math.inf, math.nan, "b", 20, 0, 0),
     ]
     rows = summary(scores)
     assert rows["hard_dice"]["mean"] == pytest.approx(1.6 / 3)
     assert rows["hd95"]["count"] == rows["volume_error"]["count"] == 2
     assert "soft Dice (as in Med-NCA's code)" in table(scores)
+    assert patient_dice(scores) == {"a": pytest.approx(0.9), "b": pytest.approx(2 * 7 / 40)}
+    assert "hard Dice of a patient" in table(scores)
+    assert "patient" not in table(scores[:2])
     write_csv(tmp_path / "t.csv", scores)
     lines = (tmp_path / "t.csv").read_text().splitlines()
-    assert lines[0] == "name,hard_dice,soft_dice,hd95,volume_error"
-    assert lines[1] == "a.nii.gz,0.900000,0.880000,1.000000,0.100000"
-    assert lines[3].endswith(",inf,")
+    assert lines[0] == "name,hard_dice,soft_dice,hd95,volume_error,patient,voxels,label_voxels,common_voxels"
+    assert lines[1] == "a.nii.gz,0.900000,0.880000,1.000000,0.100000,a,11,9,9"
+    assert ",inf,,b," in lines[3]
 
 
 def test_a_label_that_lies_elsewhere_is_refused() -> None:

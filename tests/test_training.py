@@ -257,9 +257,9 @@ def spoil(folders: Path, how: str) -> None:
         ("no image", "case_2.nii.gz has no image of the same name"),
         ("other shape", r"case_2.nii.gz has shape \(16, 16, 1\)"),
         ("other place", "case_2.nii.gz lies elsewhere than its image"),
-        ("fractions", "case_2.nii.gz holds the label 0.5"),
+        ("fractions", "case_2.nii.gz holds the value 0.5"),
         ("nothing to learn", "no case has any label"),
-        ("empty", "images holds no .nii or .nii.gz file"),
+        ("empty", "images holds no image"),
     ],
 )
 def test_cases_that_cannot_be_right(folders: Path, how: str, sentence: str) -> None:
@@ -287,6 +287,6 @@ def test_from_files_to_a_model(folders: Path) -> None:
     )
     assert len(outcome.scores) == 1
     assert "seed 3, 4 batches of 4, 4 volumes" in outcome.model.card.source
-    assert "1 validation volumes" in outcome.model.card.accuracy
+    assert "1 validation patients" in outcome.model.card.accuracy
     outcome.model.save(folders / "m.safetensors")
     assert pynca.load_model(folders / "m.safetensors").labels == {1: "disc"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,7 @@ from pynca.cases import Case, Dataset, only
 from pynca.evaluation import check_pair
 from pynca.orientation import Orientation
 from pynca.preprocessing import Preparation, resize_linear
-from pynca.volumes import Volume, read_volume
+from pynca.volumes import Volume, read_label, read_volume
 
 from .sampling import Slices
 
@@ -23,13 +24,13 @@ def split(dataset: Dataset, validation: str | os.PathLike[str]) -> tuple[list[Ca
     Parameters
     ----------
     validation : str or path
-        A share of the cases such as ``"0.2"``, taken evenly from the sorted names; a text file with the
-        file name of a label on each line; or ``"none"``.
+        A share of the patients such as ``"0.2"``, taken evenly from the sorted ones; a text file with a patient or
+        the file name of a label on each line; or ``"none"``.
 
     Raises
     ------
     ValueError
-        The file names a case that is not there, or nothing is left for one side.
+        The file names a case that is not there, or divides a patient; or nothing is left for one side.
     """
     if validation == "none":
         return list(dataset.cases), []
@@ -37,14 +38,18 @@ def split(dataset: Dataset, validation: str | os.PathLike[str]) -> tuple[list[Ca
     if share is not None:
         if not 0 < share < 1:
             raise ValueError(f"validation is {validation}; it must be a share below 1, a file of names, or none")
-        count = int(len(dataset.cases) * share)
-        held = [dataset.cases[int((n + 0.5) / share)] for n in range(count)]
+        patients = list(dict.fromkeys(case.group for case in dataset.cases))
+        chosen = {patients[int((n + 0.5) / share)] for n in range(int(len(patients) * share))}
+        held = [case for case in dataset.cases if case.group in chosen]
     else:
         held = only(dataset.cases, validation)
     names = {case.name for case in held}
     rest = [case for case in dataset.cases if case.name not in names]
     if not held or not rest:
         raise ValueError(f"of {len(dataset.cases)} cases {len(held)} would validate; both sides need at least one")
+    both = sorted({case.group for case in held} & {case.group for case in rest})
+    if both:
+        raise ValueError(f"{validation} divides the patient {both[0]}; all images of one must train, or all validate")
     return rest, held
 
 
@@ -63,7 +68,7 @@ def read_case(case: Case, dataset: Dataset) -> tuple[Volume, NDArray[np.bool_]]:
     ValueError
         They lie in different places, or the label holds something that is not declared.
     """
-    image, label = read_volume(case.image), read_volume(case.label)
+    image, label = read_volume(case.image), read_label(case.label)
     check_pair(image, label)
     values = np.unique(label.data)
     allowed = np.arange(256) if dataset.values is None else np.array(sorted(dataset.values))
@@ -91,11 +96,16 @@ def prepare(
     for case in cases:
         image, label = read_case(case, dataset)
         way = Orientation.of(image, preparation.orientation, preparation.axis)
-        slices = np.moveaxis(way.apply(image.data), preparation.axis, 0)
-        truth = np.moveaxis(way.apply(label), preparation.axis, 0)
+        slices = np.moveaxis(way.apply(_three(image.data)), preparation.axis, 0)
+        truth = np.moveaxis(way.apply(_three(label)), preparation.axis, 0)
         images.append(preparation.prepare(slices))
         labels.append(resize_linear(truth.astype(np.float32), preparation.size))
         progress()
     if not any(label.max() > 0.5 for label in labels):
         raise ValueError("no case has any label; there is nothing to learn")
     return Slices(np.concatenate(images), np.concatenate(labels))
+
+
+def _three(data: NDArray[Any]) -> NDArray[Any]:
+    """Give a picture a third axis."""
+    return data.reshape(*data.shape, *[1] * (3 - data.ndim))

@@ -17,7 +17,7 @@ import numpy as np
 from pynca import Card, Model, Preparation, _core
 from pynca.cases import Case, Dataset, find_cases
 from pynca.config import thread_count
-from pynca.evaluation import score_file
+from pynca.evaluation import patient_dice, score_file
 from pynca.inputs import learn_expected
 from pynca.volumes import read_volume
 
@@ -39,7 +39,7 @@ class Outcome:
     ----------
     model : pynca.Model
     scores : sequence of float
-        Hard Dice of each validation case, in its own voxels; empty without validation.
+        Hard Dice of each validation patient, in the images' own voxels; empty without validation.
     seconds : float
     """
 
@@ -153,10 +153,14 @@ def train(
         recipe = _of_length(recipe, math.ceil(epochs * len(slices.images) / recipe.batch))
     elif minutes is not None:
         recipe = _of_length(recipe, batches_in(minutes, slices, recipe, preparation, threads))
-    chosen = [validation[i] for i in np.linspace(0, len(validation) - 1, min(_SELECTING, len(validation))).astype(int)]
+    patients = list(dict.fromkeys(case.group for case in validation))
+    some = {patients[i] for i in np.linspace(0, len(patients) - 1, min(_SELECTING, len(patients))).astype(int)}
+    chosen = [case for case in validation if case.group in some]
 
-    def dice(model: Model, some: Sequence[Case]) -> list[float]:
-        return [score_file(model, case.image, case.label, threads=threads).hard_dice for case in some]
+    def dice(model: Model, cases: Sequence[Case]) -> list[float]:
+        """The Dice of each patient."""
+        scores = [score_file(model, c.image, c.label, patient=c.group, threads=threads) for c in cases]
+        return list(patient_dice(scores).values())
 
     model = fit_slices(
         slices,
@@ -183,7 +187,7 @@ def described(card: Card, recipe: Recipe, cases: Sequence[Case], scores: Sequenc
     names = hashlib.sha256("\n".join(case.name for case in cases).encode()).hexdigest()[:16]
     if scores:
         accuracy = (
-            f"hard Dice in native voxels, {len(scores)} validation volumes: {np.mean(scores):.4f} +- "
+            f"hard Dice in native voxels, {len(scores)} validation patients: {np.mean(scores):.4f} +- "
             f"{np.std(scores):.4f} (smallest {min(scores):.4f})"
         )
     else:
