@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 import pynca
-from pynca import training
+from pynca import cli, training
+from pynca.cases import find_cases
 
 TINY = "--channels 6 --hidden 12 --steps 4 4 --size 16 16 --patch 8 8 --batch 4 --rate 0.004".split()  # noqa: SIM905
 
@@ -158,3 +159,66 @@ def test_demo(tmp_path: Path) -> None:
     assert phantom.shape == mask.shape == (36, 50, 36)
     assert 1000 < np.asarray(mask.dataobj).sum() < 8000
     assert (tmp_path / "pynca-demo" / "preview.png").stat().st_size > 1000
+
+
+# --- pictures --------------------------------------------------------------------------------------------
+
+
+def pictures(folder: Path, patients: int = 6, frames: int = 2, side: int = 112) -> None:
+    """Grey PNGs with a bright disc, and masks whose value 1 is the disc."""
+    image_module = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
+    random = np.random.default_rng(0)
+    for name in ("images", "labels"):
+        (folder / name).mkdir()
+    y, x = np.mgrid[:side, :side]
+    for patient in range(patients):
+        for frame in range(frames):
+            centre, radius = random.uniform(0.3, 0.7, 2) * side, random.uniform(0.09, 0.14) * side
+            label = ((y - centre[0]) ** 2 + (x - centre[1]) ** 2 < radius**2).astype(np.uint8)
+            grey = np.clip(60 + 120 * label + random.normal(scale=8, size=label.shape), 0, 255).astype(np.uint8)
+            image_module.fromarray(grey).save(folder / "images" / f"P-{patient}_{frame:02}.png")
+            image_module.fromarray(label).save(folder / "labels" / f"P-{patient}_{frame:02}.png")
+
+
+def test_training_on_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    pictures(tmp_path)
+    (tmp_path / "validation.txt").write_text("P-1\nP-4\n")
+    small = "--channels 8 --hidden 16 --steps 6 5 4 --patch 32 32 --border 4 --batch 4 --rate 0.004 --betas 0.9 0.99"
+    command = "train --images images --labels labels --validation validation.txt -o disc.safetensors --epochs 24"
+    assert cli.main([*command.split(), "--flip", "--rotation", "180", "--spacing", "1.4", *small.split()]) == 0
+    said = capsys.readouterr().out
+    assert "slices of 112 x 112; levels of scale 16 (6 steps), 4 (5 steps), 1 (4 steps), mean" in said
+    model = pynca.load_model("disc.safetensors")
+    assert [level.scale for level in model.levels] == [16, 4, 1]
+    assert model.preparation.shrink == "mean"
+    assert model.preparation.spacing == (1.4, 1.4, 1.4)
+    assert "2 validation patients" in model.card.accuracy
+    command = "evaluate --images images --labels labels -m disc.safetensors --cases validation.txt -o scores.csv"
+    assert cli.main(command.split()) == 0
+    said = capsys.readouterr().out
+    assert "hard Dice of a patient" in said
+    rows = (tmp_path / "scores.csv").read_text().splitlines()
+    assert len(rows) == 5
+    assert [row.split(",")[5] for row in rows[1:]] == ["P-1", "P-1", "P-4", "P-4"]
+
+
+def test_a_patient_is_never_divided(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    pictures(tmp_path, patients=3, side=32)
+    command = ["train", "--images", "images", "--labels", "labels", "-o", "m.safetensors", "--validation", "v.txt"]
+    for text, options, sentence in (
+        ("P-1_00.png\n", [], "v.txt divides the patient P-1; all images of one must train, or all validate"),
+        ("P-9\n", [], "v.txt names P-9, which is neither among the labels nor among the patients"),
+        ("P-1\n", ["--group-by", "("], "group_by is '(', which is no regular expression"),
+        ("P-1\n", ["--group-by", "Q"], "in which the pattern 'Q' finds no patient"),
+    ):
+        (tmp_path / "v.txt").write_text(text)
+        assert cli.main([*command, *options]) == 2
+        assert sentence in capsys.readouterr().err
+    dataset = find_cases("images", "labels", group_by=r"P-(\d)")
+    assert [case.group for case in dataset.cases] == ["0", "0", "1", "1", "2", "2"]

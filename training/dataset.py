@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,12 @@ from pynca.cases import Case, Dataset, only
 from pynca.evaluation import check_pair
 from pynca.orientation import Orientation
 from pynca.preprocessing import Preparation, resize_linear
-from pynca.volumes import Volume, read_label, read_volume
+from pynca.volumes import Volume, is_volume_path, read_label, read_volume
 
+from .recipe import SMALL
 from .sampling import Slices
+
+_WHOLE = 16  # sides of pictures are brought up to multiples of the coarsest cell
 
 
 def split(dataset: Dataset, validation: str | os.PathLike[str]) -> tuple[list[Case], list[Case]]:
@@ -58,6 +61,41 @@ def _number(text: str) -> float | None:
         return float(text)
     except ValueError:
         return None
+
+
+def preparation_for(
+    case: Case,
+    *,
+    size: Sequence[int] | None = None,
+    orientation: str = "RAS",
+    axis: int = 2,
+    spacing: Sequence[float] = (1.0,),
+    shrink: str | None = None,
+) -> Preparation:
+    """Choose how slices are prepared: volumes at 64 x 64 as in the papers, pictures in their own size.
+
+    Parameters
+    ----------
+    case : Case
+        One of those to train on, whose size is taken.
+    size : (int, int), optional
+        Rows and columns instead.
+    orientation, axis, spacing : str, int, sequence of float
+        As of `pynca.Preparation`; one spacing counts for all axes.
+    shrink : str, optional
+        Default: ``"linear"`` up to 96 pixels, ``"mean"`` above.
+    """
+    if size is None:
+        size = (64, 64)
+        if not is_volume_path(case.label):
+            image = read_volume(case.image)
+            plane = image.data.shape if image.data.ndim == 2 else np.delete(image.data.shape, axis)
+            size = [-(-int(side) // _WHOLE) * _WHOLE for side in plane[:2]]
+    if len(spacing) not in (1, 3):
+        raise ValueError(f"spacing is {list(spacing)}; it must be one number, or three")
+    sizes = tuple(spacing) * (3 if len(spacing) == 1 else 1)
+    shrink = shrink or ("mean" if max(size) > SMALL else "linear")
+    return Preparation((int(size[0]), int(size[1])), orientation, axis, (sizes[0], sizes[1], sizes[2]), shrink=shrink)
 
 
 def read_case(case: Case, dataset: Dataset) -> tuple[Volume, NDArray[np.bool_]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -12,6 +12,9 @@ from pynca.rule import whole_number
 
 from .losses import LOSSES
 from .sampling import Augmentation
+
+SMALL = 96  # pixels of a side up to which the papers' two levels see the field
+_VARYING = 200  # bytes a pixel of the arrays that stand while slices are varied
 
 
 @dataclass(frozen=True)
@@ -150,6 +153,49 @@ class Recipe:
         falls by a factor of 0.9999 a batch. Channels, hidden units, steps, rate and betas are the defaults.
         """
         return cls(**{"batch": 40, "patch": (16, 16), "decay": 0.9999, **changes})
+
+    @classmethod
+    def for_size(cls, size: tuple[int, int], memory: int = 4 * 10**9, **changes: Any) -> Recipe:
+        """Return a recipe that suits prepared slices of a size, with some changes.
+
+        Up to 96 pixels a side, the papers' two levels. Larger slices get three, since the coarse level must be able to
+        see the field: at a fire rate of one half influence needs about 1.3 steps a cell, so that 16 steps on a quarter
+        of 256 pixels reach 48 of them; each coarse level is then judged too, patches have a border that is not, a
+        quarter of them lies on what is wrongly found, and an eighth of the slices does not show the label.
+
+        Parameters
+        ----------
+        size : (int, int)
+            Rows and columns of a prepared slice.
+        memory : int
+            Bytes that a batch may take; the batch gets smaller where it must. Default 4 GB.
+        **changes
+            Fields of the recipe that are given instead.
+        """
+        chosen: dict[str, Any] = {}
+        if max(size) > SMALL:
+            chosen = {
+                "channels": 24,
+                "hidden": 96,
+                "steps": (20, 16, 12),
+                "scales": (16, 4, 1),
+                "batch": 8,
+                "border": 8,
+                "supervision": 0.5,
+                "negatives": 0.125,
+                "on_errors": 0.25,
+                "patch": (64, 64),
+            }
+        recipe = cls(**{**chosen, **changes})
+        while recipe.batch > 1 and recipe.bytes_of_batch(size) > memory and "batch" not in changes:
+            recipe = replace(recipe, batch=recipe.batch // 2)
+        return recipe
+
+    def bytes_of_batch(self, size: tuple[int, int]) -> int:
+        """Return about how much memory a batch takes: the states of all levels, and the slices while they vary."""
+        cells = [size[0] * size[1] // scale**2 for scale in self.scales[:-1]] + [self.patch[0] * self.patch[1]]
+        states = sum((steps + 4) * n for steps, n in zip(self.steps, cells, strict=True)) * self.channels * 4
+        return self.batch * (states + size[0] * size[1] * _VARYING)
 
     def check_size(self, size: tuple[int, int]) -> None:
         """Refuse prepared slices of a size that the patch or the scales do not fit."""

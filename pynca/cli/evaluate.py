@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
     with Progress(len(cases), "evaluating") as bar:
         for case in cases:
             try:
-                scores.append(score_file(model, case.image, case.label, **options))
+                scores.append(score_file(model, case.image, case.label, patient=case.group, **options))
             except (ValueError, OSError, MemoryError) as error:
                 failed += 1
                 bar.erase()

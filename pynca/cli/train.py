@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import sentence
-from .common import DONE, ENVIRONMENT, EXIT_CODES, THREADS, WrongUse, whole
+from .common import DONE, ENVIRONMENT, EXIT_CODES, THREADS, WrongUse, amount, whole
 
 if TYPE_CHECKING:
+    from ..training.recipe import Recipe
     from .common import Commands
 
 
@@ -24,10 +25,17 @@ examples:
   pynca train --images images/ --labels labels/ -o my.safetensors --label tumour
   pynca train --dataset Task04_Hippocampus -o my.safetensors --minutes 30
   pynca train --images images/ --labels labels/ -o my.safetensors --resume
+  pynca train --images png/ --labels masks/ -o my.safetensors --flip --rotation 180
 
 {EXIT_CODES}
 {ENVIRONMENT}
 """
+
+
+# What a recipe chooses by the size of a slice where the command line does not.
+_CHOSEN = (
+    *("channels", "hidden", "scales", "steps", "patch", "border", "supervision", "batch", "negatives", "on_errors"),
+)
 
 
 def add(commands: Commands) -> None:
@@ -35,13 +43,13 @@ def add(commands: Commands) -> None:
     command = commands.add_parser(
         "train",
         help="train a model on images with labels",
-        description="Train a two-level Med-NCA. Every label value above 0 counts as the label. State, log.jsonl and "
-        "learning curve go to a folder beside MODEL; an interrupted training goes on with --resume at the same point. "
-        "The same seed gives the same weights on the same instruction set.",
+        description="Train a Med-NCA on volumes or pictures. Every label value above 0 counts as the label. State, "
+        "log.jsonl and learning curve go to a folder beside MODEL; an interrupted training goes on with --resume at "
+        "the same point. The same seed gives the same weights on the same instruction set.",
         epilog=_EPILOG,
     )
     source = command.add_argument_group("cases")
-    source.add_argument("--images", type=Path, metavar="DIR", help="folder of .nii or .nii.gz images")
+    source.add_argument("--images", type=Path, metavar="DIR", help="folder of volumes or pictures")
     source.add_argument("--labels", type=Path, metavar="DIR", help="folder of labels of the same names")
     source.add_argument(
         "--dataset", type=Path, metavar="DIR", help="instead: a folder with dataset.json, imagesTr and labelsTr"
@@ -50,26 +58,51 @@ def add(commands: Commands) -> None:
         "--validation",
         default="0.2",
         metavar="WHAT",
-        help="cases that validate: a share, a text file of label names, or none (default 0.2)",
+        help="what validates: a share of the patients, a text file of patients or label names, or none (default 0.2)",
+    )
+    source.add_argument(
+        "--group-by",
+        metavar="PATTERN",
+        help="regular expression that finds the patient at the start of a name, as its first group; patients are never "
+        "divided (default: a volume is one; of pictures, what stands before the last underscore)",
     )
     size = command.add_argument_group("model")
-    size.add_argument("--channels", type=whole, default=32, metavar="N", help="channels of a cell (default 32)")
-    size.add_argument("--hidden", type=whole, default=128, metavar="N", help="hidden units (default 128)")
-    size.add_argument(
-        "--steps",
-        type=whole,
-        nargs=2,
-        default=(16, 16),
-        metavar="N",
-        help="steps of the coarse and the fine level (default 16 16)",
-    )
     size.add_argument(
         "--size",
         type=whole,
         nargs=2,
-        default=(64, 64),
         metavar="N",
-        help="rows and columns that a slice is brought to (default 64 64)",
+        help="rows and columns that a slice is brought to (default: 64 64 for volumes, the first picture's own size)",
+    )
+    size.add_argument(
+        "--scales",
+        type=whole,
+        nargs="+",
+        metavar="N",
+        help="side of each level's cells in pixels, coarse first (default 4 1; 16 4 1 above 96 pixels)",
+    )
+    size.add_argument(
+        "--steps",
+        type=whole,
+        nargs="+",
+        metavar="N",
+        help="steps of each level, coarse first (default 16 16; 20 16 12 above 96 pixels)",
+    )
+    size.add_argument("--channels", type=whole, metavar="N", help="channels of a cell (default 32; 24 above 96 pixels)")
+    size.add_argument("--hidden", type=whole, metavar="N", help="hidden units (default 128; 96 above 96 pixels)")
+    size.add_argument(
+        "--shrink",
+        metavar="HOW",
+        help="how slices are brought to coarse levels: linear, as in the papers' code, or mean of a cell's pixels "
+        "(default linear; mean above 96 pixels)",
+    )
+    size.add_argument(
+        "--spacing",
+        type=float,
+        nargs="+",
+        default=(1.0,),
+        metavar="MM",
+        help="size of the images' voxels, one or three numbers (default 1)",
     )
     size.add_argument(
         "--orientation", default="RAS", metavar="CODE", help="patient directions of the axes to learn in (default RAS)"
@@ -94,9 +127,46 @@ def add(commands: Commands) -> None:
         action="store_true",
         help="batch, patch and decay of the authors' configuration: 40, 16 16, 0.9999 a batch",
     )
-    how.add_argument("--batch", type=whole, metavar="N", help="slices in a batch (default 16)")
+    how.add_argument("--batch", type=whole, metavar="N", help="slices in a batch (default 16; 8 above 96 pixels)")
     how.add_argument(
-        "--patch", type=whole, nargs=2, metavar="N", help="rows and columns of the fine level's patch (default 32 32)"
+        "--patch",
+        type=whole,
+        nargs=2,
+        metavar="N",
+        help="rows and columns of the finest level's patch (default 32 32; 64 64 above 96 pixels)",
+    )
+    how.add_argument(
+        "--border",
+        type=whole,
+        metavar="N",
+        help="pixels along a patch's sides that are not judged (default 0; 8 above 96 pixels)",
+    )
+    how.add_argument(
+        "--supervision",
+        type=float,
+        metavar="W",
+        help="weight of the loss of coarse levels at the start; it falls to a tenth (default 0; 0.5 above 96 pixels)",
+    )
+    how.add_argument(
+        "--negatives",
+        type=float,
+        metavar="P",
+        help="share of slices that do not show the label (default 0; 0.125 above 96 pixels)",
+    )
+    how.add_argument(
+        "--on-errors",
+        type=float,
+        metavar="P",
+        help="share of patches on what is wrongly found (default 0; 0.25 above 96 pixels)",
+    )
+    how.add_argument("--flip", action="store_true", help="mirror slices at random, where sides do not matter")
+    how.add_argument(
+        "--rotation", type=float, default=12.0, metavar="DEG", help="turn slices by up to DEG degrees (default 12)"
+    )
+    how.add_argument("--zoom", type=float, default=0.12, metavar="P", help="enlarge slices by up to P (default 0.12)")
+    how.add_argument("--shift", type=float, default=3.0, metavar="N", help="shift slices by up to N pixels (default 3)")
+    how.add_argument(
+        "--memory", type=amount, default=4 * 10**9, metavar="SIZE", help="what a batch may take (default 4G)"
     )
     how.add_argument("--rate", type=float, default=1.6e-3, metavar="R", help="learning rate of Adam (default 0.0016)")
     how.add_argument(
@@ -117,11 +187,11 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the command and return its exit code."""
     from ..cases import find_cases, read_dataset
     from ..model import Card
-    from ..preprocessing import Preparation
     from ..progress import Progress
-    from ..training.dataset import split
+    from ..training.dataset import preparation_for, split
     from ..training.fit import LOG, STATE, State
     from ..training.recipe import Recipe
+    from ..training.sampling import Augmentation
     from ..training.train import draw_curve, train
 
     output = arguments.output
@@ -134,24 +204,35 @@ def run(arguments: argparse.Namespace) -> int:
         raise WrongUse(f"{folder} holds another training; give --resume to go on with it, or remove it")
     try:
         if arguments.dataset is not None:
-            dataset = read_dataset(arguments.dataset)
+            dataset = read_dataset(arguments.dataset, arguments.group_by)
         elif arguments.images is not None and arguments.labels is not None:
-            dataset = find_cases(arguments.images, arguments.labels)
+            dataset = find_cases(arguments.images, arguments.labels, arguments.group_by)
         else:
             raise WrongUse("give --images and --labels, or --dataset")
         cases, validation = split(dataset, arguments.validation)
-        preparation = Preparation(tuple(arguments.size), arguments.orientation, arguments.axis)
-        chosen = {"batch": arguments.batch, "patch": None if arguments.patch is None else tuple(arguments.patch)}
-        recipe = (Recipe.published if arguments.published else Recipe)(
-            channels=arguments.channels,
-            hidden=arguments.hidden,
-            steps=tuple(arguments.steps),
-            rate=arguments.rate,
-            betas=tuple(arguments.betas),
-            loss=arguments.loss,
-            seed=arguments.seed,
-            **{name: value for name, value in chosen.items() if value is not None},
+        preparation = preparation_for(
+            cases[0],
+            size=arguments.size,
+            orientation=arguments.orientation,
+            axis=arguments.axis,
+            spacing=arguments.spacing,
+            shrink=arguments.shrink,
         )
+        chosen = {name: getattr(arguments, name) for name in _CHOSEN}
+        chosen = {name: tuple(v) if isinstance(v, list) else v for name, v in chosen.items() if v is not None}
+        chosen |= {
+            "rate": arguments.rate,
+            "betas": tuple(arguments.betas),
+            "loss": arguments.loss,
+            "seed": arguments.seed,
+            "augmentation": Augmentation(
+                flip=arguments.flip, rotation=arguments.rotation, scale=arguments.zoom, shift=arguments.shift
+            ),
+        }
+        if arguments.published:
+            recipe = Recipe.published(**chosen)
+        else:
+            recipe = Recipe.for_size(preparation.size, arguments.memory, **chosen)
         recipe.check_size(preparation.size)
         for name in ("epochs", "minutes"):
             value = getattr(arguments, name)
@@ -173,6 +254,8 @@ def run(arguments: argparse.Namespace) -> int:
         label = f"batch {state.batch}/{recipe.batches}: loss {state.smooth_loss:.3f}, best Dice {state.best_score:.3f}"
         bar.show(state.batch / recipe.batches, label)
 
+    if not arguments.quiet and not arguments.resume:
+        print(described(recipe, preparation.size, preparation.shrink))
     with Progress(1, "reading", enabled=not arguments.quiet) as bar:
         outcome = train(
             dataset,
@@ -204,3 +287,16 @@ def run(arguments: argparse.Namespace) -> int:
     except ModuleNotFoundError:
         print("pynca: no learning curve was drawn; it needs `pip install '.[plot]'`", file=sys.stderr)
     return DONE
+
+
+def described(recipe: Recipe, size: tuple[int, int], shrink: str) -> str:
+    """Say what will be trained, for those who left the choice to pynca."""
+    from ..memory import megabytes
+
+    levels = ", ".join(f"{scale} ({steps} steps)" for scale, steps in zip(recipe.scales, recipe.steps, strict=True))
+    rows, columns = recipe.patch
+    return (
+        f"slices of {size[0]} x {size[1]}; levels of scale {levels}, {shrink}; {recipe.channels} channels, hidden "
+        f"{recipe.hidden}; batches of {recipe.batch} slices with patches of {rows} x {columns}, about "
+        f"{megabytes(recipe.bytes_of_batch(size))}"
+    )
