@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import _core, tensorfile, zoo
 from .inputs import Expected
+from .postprocessing import STEPS
 from .preprocessing import SHRINK, Preparation, check_finite
 from .quality import Quality
 from .rule import FloatArray, Rule, check_masks, whole_number
@@ -78,6 +79,9 @@ class Model:
         What input the model was made for; None, the default, where nobody has found out.
     quality : Quality, optional
         Where its segmentations begin to be doubtful; None, the default, where nobody has found out.
+    postprocessing : sequence of str
+        What is done to a mask: ``"largest"`` keeps the largest piece of the image, ``"fill"`` fills holes in each
+        slice. Default none.
 
     Raises
     ------
@@ -92,6 +96,7 @@ class Model:
     card: Card = field(default_factory=Card)
     expected: Expected | None = None
     quality: Quality | None = None
+    postprocessing: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.levels, Sequence) or not all(
@@ -145,6 +150,9 @@ class Model:
         if not (isinstance(self.threshold, (int, float, np.floating)) and 0.0 < self.threshold < 1.0):
             raise ValueError(f"threshold is {self.threshold!r}; it must be a probability between 0 and 1")
         object.__setattr__(self, "threshold", float(self.threshold))
+        if isinstance(self.postprocessing, str) or any(step not in STEPS for step in self.postprocessing):
+            raise ValueError(f"postprocessing is {self.postprocessing!r}; it must be a list of {' and '.join(STEPS)}")
+        object.__setattr__(self, "postprocessing", tuple(self.postprocessing))
 
     @property
     def input_channels(self) -> int:
@@ -357,6 +365,7 @@ def _metadata(model: Model) -> dict[str, str]:
         "preparation": json.dumps(asdict(model.preparation)),
         "labels": json.dumps({str(value): name for value, name in model.labels.items()}),
         "threshold": json.dumps(model.threshold),
+        **({"postprocessing": json.dumps(model.postprocessing)} if model.postprocessing else {}),
         **{name: json.dumps(asdict(value)) for name, value in learnt.items() if value is not None},
         **asdict(model.card),
     }
@@ -379,6 +388,7 @@ def _model(tensors: dict[str, FloatArray], metadata: dict[str, str]) -> Model:
         Preparation(**_json(metadata, "preparation", dict)),
         labels={int(value): name for value, name in _json(metadata, "labels", dict).items()},
         threshold=_json(metadata, "threshold", float),
+        postprocessing=_json(metadata, "postprocessing", list) if "postprocessing" in metadata else (),
         card=Card(**{f.name: metadata.get(f.name, "") for f in fields(Card)}),
         expected=Expected(**_json(metadata, "expected", dict)) if "expected" in metadata else None,
         quality=Quality(**_json(metadata, "quality", dict)) if "quality" in metadata else None,

@@ -22,18 +22,25 @@ def postprocess(mask: Mask, steps: Sequence[str]) -> Mask:
     Parameters
     ----------
     mask : array
-        bool, of two or three axes.
+        bool, slices (N, h, w) of one volume.
     steps : sequence of str
-        ``"largest"`` keeps the largest piece, ``"fill"`` fills what it encloses.
+        ``"largest"`` keeps the largest piece of the volume, ``"fill"`` fills what it encloses in each slice.
 
     Returns
     -------
     array
         bool, of the same shape.
     """
+    places = np.nonzero(mask)
+    if not len(places[0]) or not steps:
+        return mask
+    box = tuple(slice(int(axis.min()), int(axis.max()) + 1) for axis in places)  # so that little memory is needed
+    part = mask[box]
     for step in steps:
-        mask = {"largest": keep_largest, "fill": fill_holes}[step](mask)
-    return mask
+        part = keep_largest(part) if step == "largest" else np.stack([fill_holes(one) for one in part])
+    result = np.zeros_like(mask)
+    result[box] = part
+    return result
 
 
 def keep_largest(mask: Mask) -> Mask:

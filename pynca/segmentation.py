@@ -19,6 +19,7 @@ from .inputs import check_input
 from .memory import slices_a_call
 from .model import Model, load_model
 from .orientation import Orientation
+from .postprocessing import postprocess
 from .preprocessing import check_finite
 from .progress import Progress
 from .quality import Ensemble, nqm, sigmoid
@@ -314,6 +315,8 @@ def predict(
             if uncertainty is not None:
                 view(uncertainty)[part] = ensemble.uncertainty()
                 totals[(slice(None), *part)] = ensemble.totals()
+    for slices in view(mask) if model.postprocessing else ():
+        slices[...] = postprocess(slices > 0, model.postprocessing) * np.uint8(value)
     return Segmentation(
         mask=mask,
         probability=probability,

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis.extra.numpy import array_shapes, arrays
 
+import pynca
 from pynca.postprocessing import components, fill_holes, keep_largest, postprocess
+from support import random_model
 
 MASKS = array_shapes(min_dims=2, max_dims=3, max_side=9).flatmap(lambda shape: arrays(bool, shape))
 
@@ -56,14 +61,32 @@ def test_largest_and_filled(mask: np.ndarray) -> None:
 
 
 def test_steps_in_their_order() -> None:
-    mask = np.zeros((9, 9), bool)
-    mask[1:6, 1:6] = True
-    mask[3, 3] = False
-    mask[7, 7] = True
+    mask = np.zeros((4, 9, 9), bool)
+    mask[1:3, 1:6, 1:6] = True
+    mask[1, 3, 3] = False  # a hole in its slice, not in the volume
+    mask[3, 7, 7] = True
     done = postprocess(mask, ("largest", "fill"))
-    assert done[1:6, 1:6].all()
-    assert done.sum() == 25
+    assert done[1:3, 1:6, 1:6].all()
+    assert done.sum() == 50
+    assert postprocess(mask, ("fill",)).sum() == 51
     assert postprocess(mask, ()) is mask
+    assert not postprocess(np.zeros((2, 3, 3), bool), ("largest", "fill")).any()
+
+
+def test_a_model_states_it(tmp_path: Path) -> None:
+    model = replace(random_model(), threshold=0.5)
+    image = np.random.default_rng(0).random((16, 16)).astype(np.float32)
+    raw = pynca.segment(image, model, threads=1)
+    stated = replace(model, postprocessing=("largest", "fill"))
+    np.testing.assert_array_equal(
+        pynca.segment(image, stated, threads=1), postprocess(raw[None] > 0, ("largest", "fill"))[0]
+    )
+    stated.save(tmp_path / "m.safetensors")
+    assert pynca.load_model(tmp_path / "m.safetensors").postprocessing == ("largest", "fill")
+    model.save(tmp_path / "m.safetensors")
+    assert pynca.load_model(tmp_path / "m.safetensors").postprocessing == ()
+    with pytest.raises(ValueError, match="postprocessing is"):
+        replace(model, postprocessing=("smooth",))
 
 
 @pytest.mark.parametrize("shape", [(256, 256), (40, 60, 40)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,13 +64,16 @@ def run(arguments: argparse.Namespace) -> int:
     except (ValueError, OSError) as error:
         raise WrongUse(sentence(error)) from None
     model = load_model(arguments.model)
-    scores, failed = [], 0
+    scores, raw, failed = [], [], 0
     options = {"seed": arguments.seed, "samples": arguments.samples, "threads": arguments.threads}
     with Progress(len(cases), "evaluating") as bar:
         for case in cases:
             try:
                 scores.append(score_file(model, case.image, case.label, patient=case.group, **options))
-            except (ValueError, OSError, MemoryError) as error:
+                if model.postprocessing:
+                    without = replace(model, postprocessing=())
+                    raw.append(score_file(without, case.image, case.label, patient=case.group, **options))
+            except (ValueError, OSError, ImportError, MemoryError) as error:
                 failed += 1
                 bar.erase()
                 fail(error, FAILED, case.image)
@@ -77,4 +81,6 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.output is not None:
         write_csv(arguments.output, scores)
     print(table(scores))
+    if raw:
+        print(f"without {' and '.join(model.postprocessing)}, which the model asks for:\n{table(raw)}")
     return FAILED if failed else DONE

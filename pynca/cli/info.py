@@ -64,6 +64,10 @@ def _described(model: Model) -> str:
         f"{preparation.axis}, {' x '.join(f'{mm:g}' for mm in preparation.spacing)} mm, slices stretched to "
         f"{preparation.size[0]} x {preparation.size[1]}",
         "threshold": f"{model.threshold:g}",
+        "after it": ", ".join(
+            {"largest": "the largest piece is kept", "fill": "holes are filled"}[step] for step in model.postprocessing
+        )
+        or "nothing is done to the mask",
         "parameters": f"{model.parameters}",
     }
     for n, level in enumerate(model.levels):
