@@ -41,7 +41,7 @@ REASONS = {
     "installs": 4,
     "measures for minutes": 6,
     "test_site does": 1,
-    "trains for half an hour": 3,
+    "trains for half an hour": 4,
 }
 _PIECE = re.compile(
     r"^(?P<fence>```+)(?P<kind>.*)\n(?P<code>(?s:.*?))^(?P=fence)$|^<!-- (?P<comment>(?s:.*?)) -->$", re.M
