@@ -59,7 +59,7 @@ def main(picture: str | None) -> None:
         assert layer.units == image.units
     voxels = np.count_nonzero(expected.mask)
     said = f"hippocampus: {voxels * 8 / 1000:.3f} ml ({voxels} voxels), NQM {expected.nqm:.4f}"
-    assert widget.result.value.startswith(said), widget.result.value
+    assert widget.result.value.startswith(f"{said}, review: the model was not made for this image"), widget.result.value
     if picture is not None:
         viewer.reset_view()
         viewer.dims.set_point(2, float(image.data_to_world((0, 0, scan.shape[2] // 2))[2]))
@@ -73,10 +73,8 @@ def main(picture: str | None) -> None:
     wait(widget)
     straight = pynca.segment(scan)
     np.testing.assert_array_equal(viewer.layers["turned hippocampus"].data, straight.transpose(2, 1, 0)[:, ::-1, ::-1])
-    assert (
-        widget.result.value
-        == f"hippocampus: {np.count_nonzero(straight) / 1e6:.3f} ml ({np.count_nonzero(straight)} voxels)"
-    )
+    said = f"hippocampus: {np.count_nonzero(straight) / 1e6:.3f} ml ({np.count_nonzero(straight)} voxels), review: "
+    assert widget.result.value.startswith(said), widget.result.value
 
     before = len(viewer.layers)
     for change, sentence in (

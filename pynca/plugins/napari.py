@@ -70,7 +70,7 @@ class SegmentWidget(Container):  # type: ignore[misc]
         path = Path(self.file.value or self.model.value)
         axes, samples, threads = self.axes.value, self.samples.value, self.threads.value
 
-        def work() -> tuple[Segmentation, NDArray[np.float64]] | str:
+        def work() -> tuple[Segmentation, str] | str:
             try:
                 model = load_model(path)
                 if layer.rgb:
@@ -78,18 +78,18 @@ class SegmentWidget(Container):  # type: ignore[misc]
                 data = layer.data[0] if layer.multiscale else layer.data
                 spacing = spacing_mm(layer)
                 affine = None if data.ndim != 3 else oriented(axes or model.preparation.orientation, spacing)
-                return predict(data, model, affine=affine, samples=samples, threads=threads), spacing
+                found = predict(data, model, affine=affine, samples=samples, threads=threads)
+                return found, summary(found, model, math.prod(spacing) if len(spacing) == 3 else None)
             except (ValueError, TypeError, OSError, MemoryError) as error:
                 return " ".join(str(error).split()) or "there is not enough memory"
 
-        def done(outcome: tuple[Segmentation, NDArray[np.float64]] | str) -> None:
+        def done(outcome: tuple[Segmentation, str] | str) -> None:
             self.button.enabled = True
             if isinstance(outcome, str):
                 self.result.value = outcome
                 return
-            segmentation, spacing = outcome
+            segmentation, self.result.value = outcome
             self._show(layer, segmentation)
-            self.result.value = summary(segmentation, math.prod(spacing) if len(spacing) == 3 else None)
 
         self.button.enabled = False
         self.result.value = f"Segmenting {layer.name} ..."

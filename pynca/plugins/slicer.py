@@ -199,14 +199,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _segment(arguments: argparse.Namespace) -> None:
+    from ..model import load_model
     from ..segmentation import predict
     from . import summary
 
     source, mask = arguments.files[:2]
     _say("filter-name", "pynca")
+    model = load_model(arguments.modelfile or arguments.model)
     result = predict(
         source,
-        arguments.modelfile or arguments.model,
+        model,
         samples=arguments.samples,
         seed=arguments.seed,
         threads=arguments.threads or None,
@@ -217,7 +219,7 @@ def _segment(arguments: argparse.Namespace) -> None:
     result.save(mask)
     if arguments.returnparameterfile is not None:
         assert result.volume is not None  # it was read from a file
-        text = summary(result, result.volume.voxel_volume)
+        text = summary(result, model, result.volume.voxel_volume)
         arguments.returnparameterfile.write_text(f"found = {text}\n", encoding="utf-8")
 
 
