@@ -97,8 +97,8 @@ def check_input(image: Volume, model: Model) -> list[str]:
     image : Volume
         Of one without affine and spacing, only the content is compared; of a film, the first volume.
     model : Model
-        One that does not know what to expect (``model.expected is None``) accepts everything, and one that
-        learnt from volumes every single slice.
+        One that does not know what to expect (``model.expected is None``) accepts everything. One that learnt
+        from volumes knows the size of a single slice, not what it looks like.
 
     Returns
     -------
@@ -109,21 +109,29 @@ def check_input(image: Volume, model: Model) -> list[str]:
     if expected is None:
         return []
     data, spacing = _oriented(image, preparation)
-    if data.ndim != len(expected.spacing):
+    spacings, extents = expected.spacing, expected.extent
+    alone = data.ndim < len(spacings)  # a slice, where the model learnt from volumes
+    if alone:
+        spacings, extents = (
+            [pair for n, pair in enumerate(ranges) if n != preparation.axis] for ranges in (spacings, extents)
+        )
+    elif data.ndim != len(spacings):
         return []
     who, problems = model.card.name or "the model", []
     if spacing is not None:
         extent = [mm * n for mm, n in zip(spacing, data.shape, strict=True)]
         axes = f" (axes towards {', '.join(preparation.orientation)})" if data.ndim == 3 else ""
-        if _outside(spacing, expected.spacing, _SPACING):
+        if _outside(spacing, spacings, _SPACING):
             problems.append(
-                f"{image.name} has voxels of {sizes(spacing)} mm{axes}; {who} learnt on {sizes(expected.spacing)} mm"
+                f"{image.name} has voxels of {sizes(spacing)} mm{axes}; {who} learnt on {sizes(spacings)} mm"
             )
-        if _outside(extent, expected.extent, _EXTENT):
+        if _outside(extent, extents, _EXTENT):
             problems.append(
-                f"{image.name} covers {sizes(extent)} mm{axes}; {who} learnt on {sizes(expected.extent)} mm "
+                f"{image.name} covers {sizes(extent)} mm{axes}; {who} learnt on {sizes(extents)} mm "
                 "and expects that region and no more"
             )
+    if alone:
+        return problems
     found = _likeness(thumbnail(data), np.array(expected.thumbnail))
     if found < expected.least_likeness:
         problems.append(

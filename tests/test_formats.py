@@ -337,7 +337,7 @@ def test_a_film_at_the_command_line(film: Path, tmp_path: Path, capsys: pytest.C
 
 def test_a_picture_at_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     image = pytest.importorskip("PIL.Image", reason="needs the extra image")
-    image.fromarray(np.arange(60, dtype=np.uint8).reshape(6, 10)).save(tmp_path / "x.jpg")
+    image.fromarray((np.arange(1200) // 5).astype(np.uint8).reshape(30, 40)).save(tmp_path / "x.jpg")
     # not to the JPEG's own name; the line has no volume, which a picture has not
     (tmp_path / "masks").mkdir()
     code, out, err = run(capsys, tmp_path / "x.jpg", tmp_path / "masks", "--spacing", "1.4,1.2")
@@ -345,8 +345,8 @@ def test_a_picture_at_the_command_line(tmp_path: Path, capsys: pytest.CaptureFix
     assert out.startswith(f"{tmp_path / 'masks' / 'x.png'}: hippocampus ")
     assert " pixels" in out
     assert " ml" not in out
-    assert volumes.read_label(tmp_path / "masks" / "x.png").data.shape == (6, 10)
-    code, out, err = run(capsys, tmp_path / "x.jpg", tmp_path / "m.nii.gz", "--spacing", "1")
+    assert volumes.read_label(tmp_path / "masks" / "x.png").data.shape == (30, 40)
+    code, out, err = run(capsys, tmp_path / "x.jpg", tmp_path / "m.nii.gz", "--spacing", "1.2")
     assert (code, out) == (1, "")
     assert "m.nii.gz cannot be written: " in err
 
@@ -387,7 +387,8 @@ def test_a_missing_library_is_one_sentence(
     code, out, err = run(capsys, tmp_path / name, tmp_path / "m.npy")
     assert (code, out) == (1, "")
     assert err.count("\n") == 1
-    assert f"needs {module}, which is not installed: run `pip install '.[{extra}]'` in the clone of pynca" in err
+    package = module.replace("PIL", "Pillow")
+    assert f"needs {package}, which is not installed: run `pip install '.[{extra}]'` in the clone of pynca" in err
 
 
 def test_libraries_are_loaded_when_they_are_needed(tmp_path: Path) -> None:

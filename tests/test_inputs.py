@@ -156,6 +156,9 @@ def test_without_geometry_only_the_content_counts(model: pynca.Model) -> None:
 def test_single_slices_and_models_that_know_nothing_pass(model: pynca.Model) -> None:
     assert check_input(volume(scene(0)[..., :1]), model) == []
     assert check_input(Volume(scene(0)[..., 0], None, None, "", picture=True), model) == []
+    large = check_input(Volume(scene(0)[..., 0], None, None, "a picture", spacing=(4.9, 4.9), picture=True), model)
+    assert len(large) == 1  # not the pixels, but what they cover
+    assert large[0].startswith("a picture covers ")
     assert check_input(volume(-scene(0), 9, 9, 9), replace(model, expected=None)) == []
 
 

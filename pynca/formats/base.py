@@ -115,8 +115,9 @@ def optional(module: str, extra: str, format_name: str) -> Any:
     except ImportError as problem:
         if (problem.name or "").partition(".")[0] != module.partition(".")[0]:
             raise  # it is there, but broken
+        package = module.partition(".")[0].replace("PIL", "Pillow")
         raise ImportError(
-            f"{format_name} needs {module.partition('.')[0]}, which is not installed: "
+            f"{format_name} needs {package}, which is not installed: "
             f"run `pip install '.[{extra}]'` in the clone of pynca"
         ) from None
 
