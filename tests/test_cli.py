@@ -665,6 +665,8 @@ def test_import_loads_numpy_and_nothing_else_of_weight(tmp_path: Path) -> None:
     assert {name for name in others if "cython" not in name} <= {"pynca", "numpy"}
     heavy = {"argparse", "multiprocessing", "unittest", "urllib.request", "http", "email", "xml", "asyncio"}
     assert not heavy & (more - bare)
+    used = loaded_by("import pynca; pynca.segment", tmp_path)  # what the first use brings
+    assert not (heavy | {"nibabel", "socket", "ssl"}) & (used - bare)
 
 
 def test_help_loads_neither_numpy_nor_nibabel(tmp_path: Path) -> None:

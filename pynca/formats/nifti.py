@@ -8,9 +8,9 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
-from xml.sax.saxutils import escape
 
 import numpy as np
 from numpy.typing import NDArray
@@ -238,7 +238,7 @@ def _label_table(labels: Mapping[int, str]) -> bytes:
     for value, name in {0: "background", **labels}.items():
         red, green, blue = (f"{part / 255:.4f}" for part in colour_of(value))
         attributes = f'Red="{red}" Green="{green}" Blue="{blue}" Alpha="{int(value > 0)}"'
-        rows.append(f'<Label Key="{value}" {attributes}>{escape(name)}</Label>')
+        rows.append(f'<Label Key="{value}" {attributes}>{escape(name, quote=False)}</Label>')
     table = f"<LabelTable>{''.join(rows)}</LabelTable><VolumeType>Label</VolumeType>"
     text = f'<CaretExtension Version="1.0"><VolumeInformation Index="0">{table}</VolumeInformation></CaretExtension>'
     return f'<?xml version="1.0" encoding="UTF-8"?>{text}'.encode()
