@@ -9,11 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .volumes import INPUTS, is_input, is_volume_path
+from .volumes import INPUTS, is_input, is_volume_path, split_name
 
 # The patient of a picture is what stands before the last underscore: PATIENT_FRAME.png
 PICTURES_BY = r"(.+)_[^_]+"
-_SUFFIX = re.compile(r"\.(nii|nii\.gz|png|tiff?|jpe?g|npy|dcm)$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -127,7 +126,7 @@ def _grouping(pattern: str | None) -> Callable[[Path], str]:
     def group(path: Path) -> str:
         if pattern is None and is_volume_path(path):
             return path.name
-        stem = _SUFFIX.sub("", path.name)
+        stem = split_name(path.name)[0]
         match = compiled.match(stem)
         if match is None:
             if pattern is None:
@@ -145,7 +144,7 @@ def _images(folder: Path) -> dict[str, Path]:
     for path in sorted(folder.iterdir()):
         if path.name.startswith(".") or not is_input(path):
             continue
-        name = _SUFFIX.sub("", path.name).lower()
+        name = split_name(path.name)[0].lower()
         if name in found:
             raise ValueError(f"{found[name]} and {path} have the same name; a case must have one image and one label")
         found[name] = path

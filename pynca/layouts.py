@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from .files import atomic_path
-from .volumes import check_output, inputs_in, output_name
+from .volumes import check_output, inputs_in, output_name, split_name
 
-_ENDING = re.compile(r"\.(nii|nii\.gz|dcm|dicom|ima|png|tiff?|jpe?g|npy)$", re.IGNORECASE)
 _CHANNEL = re.compile(r"_(\d{4})$")
 _NNUNET = ("imagesTr", "imagesTs", "imagesVal")
 _BIDS_FOLDERS = ("sub-*/anat", "sub-*/ses-*/anat")
@@ -192,17 +191,8 @@ def _bids_inputs(folder: Path, suffix: str) -> list[Path]:
 # --- what the results are called ----------------------------------------------------------------------
 
 
-def _ending(name: str) -> str:
-    found = _ENDING.search(name)
-    return found[0] if found else ""
-
-
-def _stem(name: str) -> str:
-    return name[: len(name) - len(_ending(name))]
-
-
 def _entities(name: str) -> list[str]:
-    return _stem(name).split("_")
+    return split_name(name)[0].split("_")
 
 
 def _alphanumeric(text: str) -> str:
@@ -213,21 +203,21 @@ def _result_name(name: str, kind: str, ending: str | None) -> str:
     """Return what the result of an input of some name is called in a folder."""
     name = output_name(name)
     if kind == "preview":
-        return f"{_stem(name)}.png"
+        return f"{split_name(name)[0]}.png"
     if ending is None:
         return name
-    return f"{_stem(name)}.{'nii.gz' if ending == 'dcm' and kind != 'mask' else ending}"
+    return f"{split_name(name)[0]}.{'nii.gz' if ending == 'dcm' and kind != 'mask' else ending}"
 
 
 def _bids_name(name: str, kind: str, title: str) -> str:
     """Return the name of a derivative: the source's entities but its description, and what it is."""
     kept = [part for part in _entities(name)[:-1] if not part.startswith("desc-")]
-    return "_".join([*kept, _BIDS_NAMES[kind].format(_alphanumeric(title))]) + _ending(name)
+    return "_".join([*kept, _BIDS_NAMES[kind].format(_alphanumeric(title))]) + split_name(name)[1]
 
 
 def _without_channel(path: Path) -> str:
     """Return the name of an nnU-Net image without its channel, and refuse an image of several."""
-    stem, ending = _stem(path.name), _ending(path.name)
+    stem, ending = split_name(path.name)
     channel = _CHANNEL.search(stem)
     if channel is None:
         return path.name
@@ -272,9 +262,11 @@ def _check(jobs: list[Job]) -> None:
             if place in inputs:
                 raise ValueError(f"{path} would be overwritten; choose another OUT")
             # To most programs a.nii and a.nii.gz are one name
-            other = sources.setdefault((kind, _stem(place)), job.source)
+            other = sources.setdefault((kind, split_name(place)[0]), job.source)
             if other != job.source:
-                raise ValueError(f"{other} and {job.source} would both become {_stem(str(path))}; rename one of them")
+                raise ValueError(
+                    f"{other} and {job.source} would both become {split_name(str(path))[0]}; rename one of them"
+                )
             if place in files:
                 raise ValueError(f"{path} is named twice; {' and '.join(job.outputs)} need a file each")
             files.add(place)

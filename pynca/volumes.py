@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -34,12 +35,14 @@ __all__ = [
     "read_volume",
     "save_map",
     "save_mask",
+    "split_name",
     "to_orientation",
 ]
 
 INPUTS = "NIfTI (.nii, .nii.gz), DICOM (.dcm or a folder), PNG, TIFF, JPEG or .npy"
 MASKS = (*nifti.SUFFIXES, *dicom_seg.SUFFIXES, ".png", *picture.PAGED, *npy.SUFFIXES)
 MAPS = (*nifti.SUFFIXES, ".png", *picture.PAGED, *npy.SUFFIXES)
+_ENDING = re.compile(r"\.(nii|nii\.gz|dcm|dicom|ima|png|tiff?|jpe?g|npy)$", re.IGNORECASE)
 _BY_NAME = (*nifti.SUFFIXES, *picture.SUFFIXES, *npy.SUFFIXES)
 SUFFIXES = (*_BY_NAME, *dicom.SUFFIXES)
 
@@ -53,6 +56,13 @@ def is_volume_path(path: str | os.PathLike[str]) -> bool:
     Archives packed on a Mac hold a ``._name.nii.gz`` beside every file, which is no volume.
     """
     return _ends(path, nifti.SUFFIXES) and not Path(path).name.startswith(".")
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Divide a file's name into what stands before the ending of its format, and the ending; that may be empty."""
+    found = _ENDING.search(name)
+    ending = found[0] if found else ""
+    return name[: len(name) - len(ending)], ending
 
 
 def is_input(path: str | os.PathLike[str]) -> bool:
