@@ -196,6 +196,16 @@ def test_training_on_pictures(
     assert model.preparation.shrink == "mean"
     assert model.preparation.spacing == (1.4, 1.4, 1.4)
     assert "2 validation patients" in model.card.accuracy
+    recipe = training.Recipe(
+        channels=8, hidden=16, steps=(6, 5, 4), scales=(16, 4, 1), patch=(32, 32), border=4, batch=4, rate=0.004,
+        betas=(0.9, 0.99), supervision=0.5, negatives=0.125, on_errors=0.25,
+        augmentation=training.Augmentation(flip=True, rotation=180.0),
+    )  # fmt: skip
+    outcome = training.fit("images", "labels", "from_python", recipe=recipe, validation="validation.txt", epochs=24)
+    for level, other in zip(outcome.model.levels, model.levels, strict=True):
+        for name, weight in level.rule.weights.items():
+            np.testing.assert_array_equal(weight, other.rule.weights[name])
+
     command = "evaluate --images images --labels labels -m disc.safetensors --cases validation.txt -o scores.csv"
     assert cli.main(command.split()) == 0
     said = capsys.readouterr().out

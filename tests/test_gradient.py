@@ -139,6 +139,7 @@ OPERATIONS: dict[str, Callable[[tape.Node], tape.Node]] = {
     "channels": lambda s: tape.channels(s, 1, 3),
     "concatenate": lambda s: tape.concatenate([tape.channels(s, 2, 4), s]),
     "sigmoid": tape.sigmoid,
+    "select": lambda s: tape.select(s, np.arange(32).reshape(2, 4, 4) % 3 == 0),
     "shared": lambda s: tape.concatenate([tape.sigmoid(s), tape.sigmoid(s)]),
 }
 

@@ -21,7 +21,7 @@ from pynca.evaluation import patient_dice, score_file
 from pynca.inputs import learn_expected
 from pynca.volumes import read_volume
 
-from .dataset import prepare, split
+from .dataset import preparation_for, prepare, split
 from .fit import STATE, State, fit_slices, saved_recipe, train_batch
 from .recipe import Recipe
 from .sampling import Slices
@@ -56,6 +56,7 @@ def fit(
     recipe: Recipe | None = None,
     preparation: Preparation | None = None,
     validation: str | os.PathLike[str] = "0.2",
+    group_by: str | None = None,
     label: str = "foreground",
     card: Card | None = None,
     epochs: float | None = None,
@@ -69,15 +70,18 @@ def fit(
     Parameters
     ----------
     images, labels : path
-        Folders of NIfTI files, paired by name. Every label above 0 counts as the label.
+        Folders of volumes or pictures, paired by name. Every label above 0 counts as the label.
     folder : path
         Where state and log are written, and read from with ``resume``.
     recipe : Recipe, optional
-        Default ``Recipe()``.
+        Default `Recipe.for_size` of the prepared slices.
     preparation : pynca.Preparation, optional
-        How slices are prepared. Default: 64 x 64, RAS, sliced along the last axis.
+        How slices are prepared. Default: RAS, sliced along the last axis, volumes at 64 x 64, pictures in the size of
+        the first.
     validation : str or path
-        A share of the cases, a text file of label names, or ``"none"``. Default ``"0.2"``.
+        A share of the patients, a text file of patients or label names, or ``"none"``. Default ``"0.2"``.
+    group_by : str, optional
+        What finds the patient in a name, as of `pynca.cases.find_cases`.
     label : str
         What the model segments.
     card : pynca.Card, optional
@@ -102,10 +106,11 @@ def fit(
     RuntimeError
         The run failed again and again, at ever lower rates.
     """
-    recipe, preparation = recipe or Recipe(), preparation or Preparation((64, 64))
-    recipe.check_size(preparation.size)
-    dataset = find_cases(images, labels)
+    dataset = find_cases(images, labels, group_by)
     cases, held = split(dataset, validation)
+    preparation = preparation or preparation_for(cases[0])
+    recipe = recipe or Recipe.for_size(preparation.size)
+    recipe.check_size(preparation.size)
     return train(
         dataset,
         cases,

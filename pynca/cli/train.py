@@ -255,7 +255,7 @@ def run(arguments: argparse.Namespace) -> int:
         bar.show(state.batch / recipe.batches, label)
 
     if not arguments.quiet and not arguments.resume:
-        print(described(recipe, preparation.size, preparation.shrink))
+        print(_plan(recipe, preparation.size, preparation.shrink))
     with Progress(1, "reading", enabled=not arguments.quiet) as bar:
         outcome = train(
             dataset,
@@ -289,7 +289,7 @@ def run(arguments: argparse.Namespace) -> int:
     return DONE
 
 
-def described(recipe: Recipe, size: tuple[int, int], shrink: str) -> str:
+def _plan(recipe: Recipe, size: tuple[int, int], shrink: str) -> str:
     """Say what will be trained, for those who left the choice to pynca."""
     from ..memory import megabytes
 
