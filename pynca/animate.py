@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from .files import atomic_path
 from .formats.base import optional
 from .model import Model, load_model
-from .orientation import Orientation
+from .orientation import DISPLAY, Orientation
 from .preview import BLUE, ORANGE, View, fitting, grey, original, outline, resized
 from .quality import sigmoid
 from .rule import FloatArray, UInt8Array, fire_mask, whole_number
@@ -186,7 +186,8 @@ class _Way:
         if located or self._one:
             self.view = View.of(original(result), axis)
         else:
-            self.view = View(axis, preparation.orientation, preparation.spacing)
+            codes = "" if preparation.orientation == DISPLAY else preparation.orientation
+            self.view = View(axis, codes, preparation.spacing)
 
     def slices(self, array: NDArray[Any]) -> NDArray[Any]:
         """Return slices (N, h, w), as the model sees them, of an array in the image's axes."""

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .volumes import Orientation, Volume
+from .orientation import DISPLAY, Orientation
+from .volumes import Volume
 
 if TYPE_CHECKING:
     from .model import Model
@@ -98,7 +99,8 @@ def check_input(image: Volume, model: Model) -> list[str]:
         Of one without affine and spacing, only the content is compared; of a film, the first volume.
     model : Model
         One that does not know what to expect (``model.expected is None``) accepts everything. One that learnt
-        from volumes knows the size of a single slice, not what it looks like.
+        from volumes knows the size of a single slice, not what it looks like; one that learnt from slices looks at
+        the middle one of a volume.
 
     Returns
     -------
@@ -115,12 +117,14 @@ def check_input(image: Volume, model: Model) -> list[str]:
         spacings, extents = (
             [pair for n, pair in enumerate(ranges) if n != preparation.axis] for ranges in (spacings, extents)
         )
-    elif data.ndim != len(spacings):
-        return []
+    elif data.ndim > len(spacings):  # a volume, where the model learnt from slices: the middle one stands for it
+        data = data.take(data.shape[preparation.axis] // 2, preparation.axis)
+        spacing = None if spacing is None else [mm for n, mm in enumerate(spacing) if n != preparation.axis]
     who, problems = model.card.name or "the model", []
     if spacing is not None:
         extent = [mm * n for mm, n in zip(spacing, data.shape, strict=True)]
-        axes = f" (axes towards {', '.join(preparation.orientation)})" if data.ndim == 3 else ""
+        towards = "rows, columns, slices" if preparation.orientation == DISPLAY else ", ".join(preparation.orientation)
+        axes = f" (axes towards {towards})" if data.ndim == 3 else ""
         if _outside(spacing, spacings, _SPACING):
             problems.append(
                 f"{image.name} has voxels of {sizes(spacing)} mm{axes}; {who} learnt on {sizes(spacings)} mm"

@@ -46,7 +46,7 @@ class Card:
 
     Parameters
     ----------
-    name, description, licence, training_data, citation, accuracy, source : str
+    name, description, licence, training_data, citation, accuracy, source, modality : str
     """
 
     name: str = ""
@@ -56,6 +56,7 @@ class Card:
     citation: str = ""
     accuracy: str = ""
     source: str = ""
+    modality: str = ""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,8 @@ Scalar = TypeVar("Scalar", bound=np.generic)
 
 # Which axis of the patient a direction lies on
 AXIS_OF = {"L": 0, "R": 0, "P": 1, "A": 1, "I": 2, "S": 2}
+DISPLAY = "display"  # in place of three directions: slices in the plane and the position in which they are looked at
+_ALIKE = 1.1  # voxel sizes that differ by less are taken for equal
 _FLAT = 1e-6  # of three unit vectors, the least singular value above which they span a space
 # How radiologists look at a slice: by the axis that it is cut across, where its rows and columns grow to
 _DISPLAYED = ("IP", "IL", "PL")
@@ -74,11 +76,22 @@ class Orientation:
         return cls((a, b, c), (f, g, h))
 
     @classmethod
-    def of(cls, volume: Volume | None, codes: str, axis: int) -> Orientation:
+    def of(cls, volume: Volume | None, codes: str, axis: int, across: int | None = None) -> Orientation:
         """Find the orientation that brings an image to a model that slices along one of its axes.
 
         A picture counts as displayed as radiologists look at a slice across that axis: the patient's front or
         head up, the patient's right or front on the left. An array counts as in the model's orientation.
+
+        Parameters
+        ----------
+        volume : Volume or None
+        codes : str
+            Where the model's axes grow to; or ``"display"`` for rows, columns and slices as radiologists look at them,
+            in whatever plane the image was acquired.
+        axis : int
+            The model's axis along which it slices.
+        across : int, optional
+            For a model of displayed slices, the image's axis to slice along instead of `acquired_axis`.
 
         Raises
         ------
@@ -86,8 +99,12 @@ class Orientation:
             As `between`.
         """
         if volume is not None and volume.affine is not None:
+            if codes == DISPLAY:
+                here = codes_of(volume.affine)
+                along = AXIS_OF[here[acquired_axis(volume) if across is None else across]]
+                return cls.from_codes(here, displayed("RAS"[along]))
             return cls.between(volume.affine, codes)
-        if volume is not None and volume.picture:
+        if volume is not None and volume.picture and codes != DISPLAY:
             return cls.from_codes(displayed(codes[axis]), codes)
         return cls((0, 1, 2), (1, 1, 1))
 
@@ -131,6 +148,20 @@ def to_orientation(data: NDArray[Scalar], affine: ArrayLike, orientation: str) -
     """
     way = Orientation.between(affine, orientation)
     return way.apply(data), way
+
+
+def acquired_axis(volume: Volume) -> int:
+    """Return the axis along which a volume that knows where it lies was cut into slices when it was acquired.
+
+    That is the one that has a single slice, or along which voxels are largest; the patient's own where they are alike.
+    """
+    assert volume.affine is not None
+    single = [axis for axis, n in enumerate(volume.data.shape[:3]) if n == 1]
+    if len(single) == 1:
+        return single[0]
+    spacing = np.linalg.norm(volume.affine[:3, :3], axis=0)
+    largest, along_patient = int(np.argmax(spacing)), [AXIS_OF[code] for code in codes_of(volume.affine)].index(2)
+    return largest if spacing[largest] > _ALIKE * spacing[along_patient] else along_patient
 
 
 def displayed(across: str) -> str:

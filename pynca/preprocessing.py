@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .orientation import AXIS_OF
+from .orientation import AXIS_OF, DISPLAY
 from .rule import FloatArray, whole_number
 
 # A hostile model file must not ask for more memory than a slice of such a size takes.
@@ -34,7 +34,8 @@ class Preparation:
         Rows and columns of the prepared slice.
     orientation : str
         Patient directions towards which the volume's three axes grow, as nibabel's ``aff2axcodes``
-        spells them. Default ``"RAS"``.
+        spells them. Default ``"RAS"``. Or ``"display"``: rows, columns and slices as radiologists look at them, in
+        the plane in which the image was acquired, which need not be the patient's; arrays are taken to be so.
     axis : int
         The axis of the oriented volume along which it is sliced. Default 2.
     spacing : (float, float, float)
@@ -63,10 +64,13 @@ class Preparation:
         if not (_numbers(size, 2, whole=True) and all(2 <= n <= MAX_SIZE for n in size)):
             raise ValueError(f"size is {size!r}; it must be two whole numbers between 2 and {MAX_SIZE}")
         codes = self.orientation if isinstance(self.orientation, str) else ""
-        if sorted(AXIS_OF.get(c, -1) for c in codes) != [0, 1, 2]:
+        if codes != DISPLAY and sorted(AXIS_OF.get(c, -1) for c in codes) != [0, 1, 2]:
             raise ValueError(
-                f"orientation is {self.orientation!r}; it must name three patient directions, such as 'RAS' or 'LPI'"
+                f"orientation is {self.orientation!r}; it must name three patient directions, such as 'RAS' or 'LPI', "
+                f"or be {DISPLAY!r}"
             )
+        if codes == DISPLAY and self.axis != 2:
+            raise ValueError(f"axis is {self.axis!r}; displayed slices follow each other along axis 2")
         if not (_numbers(spacing, 3) and all(0 < mm < 1e4 for mm in spacing)):
             raise ValueError(f"spacing is {spacing!r}; it must be three sizes in mm above 0")
         if not (_numbers(percentiles, 2) and 0 <= percentiles[0] < percentiles[1] <= 100):

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .files import atomic_path
-from .orientation import AXIS_OF, codes_of
+from .orientation import AXIS_OF, acquired_axis, codes_of
 from .rule import UInt8Array
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ _COUNT = 5  # slices of a volume in a preview
 _GAP = 8
 _HEIGHT, _WIDTH = 360, 5 * 256 + 4 * _GAP  # what a picture has room for, in pixels
 _LARGEST = 16  # side of a voxel in pixels: more shows nothing more
-_ALIKE = 1.1  # voxel sizes that differ by less are taken for equal
 
 
 @dataclass(frozen=True)
@@ -58,19 +57,15 @@ class View:
     def of(cls, volume: Volume, axis: int | None = None) -> View:
         """Return the view of a volume across an axis, by default as it was acquired.
 
-        That is across the axis along which voxels are largest, and across the patient's own where they are alike. An
-        array that does not say where it lies is shown as if its axes went to the patient's right, front and head.
+        That is across `pynca.orientation.acquired_axis`. An array that does not say where it lies is shown as if its
+        axes went to the patient's right, front and head.
         """
         if volume.affine is None:
             spacing = volume.spacing or (1.0,) * volume.data.ndim
             return cls(2, "", spacing) if volume.picture or volume.data.ndim == 2 else cls(2, "RAS", spacing)
         codes = codes_of(volume.affine)
         spacing = tuple(np.linalg.norm(volume.affine[:3, :3], axis=0).tolist())
-        if axis is None:
-            along_patient = next(n for n, code in enumerate(codes) if code in "IS")
-            largest = int(np.argmax(spacing))
-            axis = largest if spacing[largest] > _ALIKE * spacing[along_patient] else along_patient
-        return cls(axis, codes, spacing)
+        return cls(acquired_axis(volume) if axis is None else axis, codes, spacing)
 
     def planes(self, array: NDArray[Any]) -> NDArray[Any]:
         """Return the upright slices of an array with the image's axes, (N, rows, columns): a view of it.

@@ -212,7 +212,9 @@ def predict(
         without ``affine``, also from a ``.npy`` file, is taken
         to be in the model's orientation and spacing: for ``"RAS"``, axes that grow to the patient's right, front
         and head. A picture (PNG, TIFF, JPEG) is taken to be of a slice as the model cuts them, shown as radiologists
-        look at it: the patient's right, or front, on the left. `pynca.volumes.read_volume` says what files it reads;
+        look at it: the patient's right, or front, on the left. A model that learnt ``"display"`` slices takes an
+        image in the plane in which it was acquired, and an array as rows, columns and slices.
+        `pynca.volumes.read_volume` says what files it reads;
         a Volume is what it returns, with four axes for a film.
     model : Model, str or path
         A model, the name of a bundled one, or the path of a model file. Default ``"hippocampus"``.
@@ -442,7 +444,7 @@ def slicing(
             f"the image has shape {shape} and may be a colour picture; "
             "convert it to grey, or give axis= if it is a volume"
         )
-    way = Orientation.of(volume, model.preparation.orientation, model.preparation.axis)
+    way = Orientation.of(volume, model.preparation.orientation, model.preparation.axis, axis)
     along = model.preparation.axis if axis is None else way.axes[axis]
 
     def view(array: NDArray[Scalar]) -> NDArray[Scalar]:

@@ -89,7 +89,12 @@ def test_slices_are_learnt_and_checked_like_volumes() -> None:
     assert not check_input(replace(slices[0], data=scene(9)[..., 5]), model)
     assert len(check_input(replace(slices[0], data=scene(9)[::-1, :, 5]), model)) == 1
     assert len(check_input(replace(slices[0], spacing=(9.0, 9.0)), model)) == 2
-    assert not check_input(volume(scene(0)), model)  # of another kind: nothing is known
+    whole = Volume(scene(0), np.diag([1.5, 1.5, 4.0, 1.0]), None, "a volume")  # its middle slice stands for it
+    assert not check_input(replace(whole, data=np.stack([scene(0)[..., 5]] * 7, axis=2)), model)
+    (problem,) = check_input(replace(whole, data=scene(0)[:, ::-1, ::-1]), model)
+    assert "does not look like" in problem
+    (problem,) = check_input(replace(whole, data=scene(0)[:, :9, 4:7]), model)
+    assert "covers 30 x 13.5 mm" in problem
 
 
 # --- what is checked -----------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 import pynca
-from pynca import zoo
+from pynca import cli, zoo
 from pynca.evaluation import score_file
 from support import DATA
 
@@ -24,6 +25,21 @@ def test_every_model_is_small_and_described(name: str) -> None:
     assert model.card.name == name
     assert all(asdict(model.card).values()), "every field of the card says something"
     assert path.with_suffix(".md").is_file()
+
+
+def test_models_lists_them(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["models"]) == 0
+    text = capsys.readouterr().out
+    assert cli.main(["models", "--json"]) == 0
+    entries = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [entry["name"] for entry in entries] == zoo.names()
+    for entry in entries:
+        model = pynca.load_model(entry["name"])
+        assert entry["organ"] == ", ".join(model.labels.values())
+        assert entry["parameters"] == model.parameters
+        for name in ("modality", "input", "accuracy", "licence"):
+            assert entry[name]
+            assert f"  {name:10} {entry[name]}\n" in text + "\n"
 
 
 def test_the_default_is_there_and_others_are_files() -> None:

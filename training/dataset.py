@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pynca.cases import Case, Dataset, only
 from pynca.evaluation import check_pair
-from pynca.orientation import Orientation
+from pynca.orientation import DISPLAY, Orientation
 from pynca.preprocessing import Preparation, resize_linear
 from pynca.volumes import Volume, is_volume_path, read_label, read_volume
 
@@ -67,9 +67,10 @@ def preparation_for(
     case: Case,
     *,
     size: Sequence[int] | None = None,
-    orientation: str = "RAS",
+    orientation: str | None = None,
     axis: int = 2,
     spacing: Sequence[float] = (1.0,),
+    percentiles: Sequence[float] = (0.5, 99.5),
     shrink: str | None = None,
 ) -> Preparation:
     """Choose how slices are prepared: volumes at 64 x 64 as in the papers, pictures in their own size.
@@ -80,7 +81,9 @@ def preparation_for(
         One of those to train on, whose size is taken.
     size : (int, int), optional
         Rows and columns instead.
-    orientation, axis, spacing : str, int, sequence of float
+    orientation : str, optional
+        As of `pynca.Preparation`. Default: ``"RAS"`` for volumes, ``"display"`` for pictures.
+    axis, spacing, percentiles : int, sequence of float, (float, float)
         As of `pynca.Preparation`; one spacing counts for all axes.
     shrink : str, optional
         Default: ``"linear"`` up to 96 pixels, ``"mean"`` above.
@@ -93,9 +96,17 @@ def preparation_for(
             size = [-(-int(side) // _WHOLE) * _WHOLE for side in plane[:2]]
     if len(spacing) not in (1, 3):
         raise ValueError(f"spacing is {list(spacing)}; it must be one number, or three")
+    orientation = orientation or ("RAS" if is_volume_path(case.label) else DISPLAY)
     sizes = tuple(spacing) * (3 if len(spacing) == 1 else 1)
     shrink = shrink or ("mean" if max(size) > SMALL else "linear")
-    return Preparation((int(size[0]), int(size[1])), orientation, axis, (sizes[0], sizes[1], sizes[2]), shrink=shrink)
+    return Preparation(
+        (int(size[0]), int(size[1])),
+        orientation,
+        axis,
+        (sizes[0], sizes[1], sizes[2]),
+        (percentiles[0], percentiles[1]),
+        shrink=shrink,
+    )
 
 
 def read_case(case: Case, dataset: Dataset) -> tuple[Volume, NDArray[np.bool_]]:

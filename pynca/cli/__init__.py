@@ -12,7 +12,21 @@ import warnings
 from collections.abc import Sequence
 from typing import NoReturn
 
-from . import animate, calibrate, completion, demo, estimate, evaluate, importing, info, report, segment, slicer, train
+from . import (
+    animate,
+    calibrate,
+    completion,
+    demo,
+    estimate,
+    evaluate,
+    importing,
+    info,
+    models,
+    report,
+    segment,
+    slicer,
+    train,
+)
 from .common import (
     DONE,
     ENVIRONMENT,
@@ -58,6 +72,7 @@ _EPILOG = f"""
 examples:
   pynca demo                                   try it without any data
   pynca segment scan.nii.gz mask.nii.gz        with the bundled model, hippocampus
+  pynca models                                 what models are bundled
   pynca estimate scans/                        how long a folder will take, and how much memory
 
 {EXIT_CODES}
@@ -75,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in (
-        *(segment, estimate, report, animate, info, importing),
+        *(segment, estimate, report, animate, models, info, importing),
         *(demo, evaluate, train, calibrate, slicer, completion),
     ):
         command.add(commands)

@@ -59,9 +59,10 @@ def _described(model: Model) -> str:
     rows = {
         "name": card.name,
         "description": card.description,
+        "modality": card.modality,
         "labels": ", ".join(f"{value} = {name}" for value, name in model.labels.items()),
-        "input": f"{model.input_channels} channel, axes towards {preparation.orientation}, sliced along axis "
-        f"{preparation.axis}, {' x '.join(f'{mm:g}' for mm in preparation.spacing)} mm, slices stretched to "
+        "input": f"{model.input_channels} channel, {_cut(model)}, "
+        f"{' x '.join(f'{mm:g}' for mm in preparation.spacing)} mm, slices stretched to "
         f"{preparation.size[0]} x {preparation.size[1]}",
         "threshold": f"{model.threshold:g}",
         "after it": ", ".join(
@@ -85,6 +86,15 @@ def _described(model: Model) -> str:
         "source": card.source,
     }
     return "\n".join(f"{name:14} {plain(value) or 'not stated'}" for name, value in rows.items())
+
+
+def _cut(model: Model) -> str:
+    from ..orientation import DISPLAY
+
+    preparation = model.preparation
+    if preparation.orientation == DISPLAY:
+        return "slices as they were acquired and are displayed"
+    return f"axes towards {preparation.orientation}, sliced along axis {preparation.axis}"
 
 
 def _expected(model: Model) -> str:

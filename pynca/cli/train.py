@@ -105,14 +105,26 @@ def add(commands: Commands) -> None:
         help="size of the images' voxels, one or three numbers (default 1)",
     )
     size.add_argument(
-        "--orientation", default="RAS", metavar="CODE", help="patient directions of the axes to learn in (default RAS)"
+        "--orientation",
+        metavar="CODE",
+        help="patient directions of the axes to learn in, or display: slices in the plane in which they were acquired, "
+        "as radiologists look at them (default: RAS for volumes, display for pictures)",
     )
     size.add_argument("--axis", type=whole, default=2, metavar="N", help="axis of these to slice along (default 2)")
+    size.add_argument(
+        "--percentiles",
+        type=float,
+        nargs=2,
+        default=(0.5, 99.5),
+        metavar="Q",
+        help="percentiles of a slice that become black and white (default 0.5 99.5)",
+    )
     size.add_argument(
         "--label", default="foreground", metavar="NAME", help="what the model segments (default foreground)"
     )
     for name, what in (
         ("--description", "what the model is for"),
+        ("--modality", "kind of images, such as 'MRI, T1-weighted'"),
         ("--licence", "licence of the weights"),
         ("--training-data", "what it was trained on"),
         ("--citation", "how to cite it"),
@@ -216,6 +228,7 @@ def run(arguments: argparse.Namespace) -> int:
             orientation=arguments.orientation,
             axis=arguments.axis,
             spacing=arguments.spacing,
+            percentiles=arguments.percentiles,
             shrink=arguments.shrink,
         )
         chosen = {name: getattr(arguments, name) for name in _CHOSEN}
@@ -268,6 +281,7 @@ def run(arguments: argparse.Namespace) -> int:
             card=Card(
                 name=output.stem,
                 description=arguments.description,
+                modality=arguments.modality,
                 licence=arguments.licence,
                 training_data=arguments.training_data,
                 citation=arguments.citation,

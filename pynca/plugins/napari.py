@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from .. import _core, zoo
 from ..config import MAX_THREADS, thread_count
 from ..model import load_model
-from ..orientation import AXIS_OF
+from ..orientation import AXIS_OF, DISPLAY
 from ..segmentation import Segmentation, predict
 from . import summary
 
@@ -77,7 +77,8 @@ class SegmentWidget(Container):  # type: ignore[misc]
                     raise ValueError(f"{layer.name} is a colour picture; convert it to grey")
                 data = layer.data[0] if layer.multiscale else layer.data
                 spacing = spacing_mm(layer)
-                affine = None if data.ndim != 3 else oriented(axes or model.preparation.orientation, spacing)
+                towards = axes or model.preparation.orientation
+                affine = None if data.ndim != 3 or towards == DISPLAY else oriented(towards, spacing)
                 found = predict(data, model, affine=affine, samples=samples, threads=threads)
                 return found, summary(found, model, math.prod(spacing) if len(spacing) == 3 else None)
             except (ValueError, TypeError, OSError, MemoryError) as error:

@@ -1,0 +1,134 @@
+"""Models of slices as they are displayed: the same mask of a picture, a DICOM slice and a volume in whatever plane."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
+from numpy.typing import NDArray
+
+import pynca
+from pynca.orientation import DISPLAY, Orientation, displayed
+from pynca.volumes import Volume
+from support import random_model
+
+# Rows, columns and slices of a short-axis series of the heart, as such series lie: no plane of the patient's is near
+SHORT_AXIS = np.array(
+    [[0.30, -0.73, 0.61, 30.0], [0.35, -0.50, -0.79, -20.0], [-0.89, -0.46, -0.10, 50.0], [0, 0, 0, 1]]
+)
+
+
+def placed(shown: NDArray[Any], codes: str, affine: NDArray[np.float64], name: str = "x") -> Volume:
+    """Store an array (rows, columns, slices), whose place an affine tells, with its axes in another order."""
+    image = nibabel.Nifti1Image(shown, affine)
+    turned = image.as_reoriented(ornt_transform(io_orientation(affine), axcodes2ornt(codes)))
+    return Volume(np.asarray(turned.dataobj), turned.affine, None, name)
+
+
+def affine_of_display(across: str, thickness: float = 8.0) -> NDArray[np.float64]:
+    """Of rows, columns and slices as they are looked at across one of the patient's axes."""
+    affine = np.eye(4)
+    affine[:3, :3] = 0
+    for axis, (code, mm) in enumerate(zip(displayed(across), (1.4, 1.4, thickness), strict=True)):
+        affine["RLAPSI".index(code) // 2, axis] = mm if code in "RAS" else -mm
+    return affine
+
+
+@pytest.mark.parametrize("across", "RAS")
+@pytest.mark.parametrize("slices", [1, 3])
+@pytest.mark.parametrize("codes", ["RAS", "LPS", "SAR", "IPL", "ARS", "PSL"])
+def test_slices_are_shown_as_they_were_acquired(across: str, slices: int, codes: str) -> None:
+    shown = np.arange(5 * 7 * slices, dtype=np.int16).reshape(5, 7, slices)
+    volume = placed(shown, codes, affine_of_display(across))
+    np.testing.assert_array_equal(Orientation.of(volume, DISPLAY, 2).apply(volume.data), shown)
+
+
+def test_a_single_slice_is_cut_along_its_plane_even_if_it_is_thin() -> None:
+    shown = np.arange(35, dtype=np.int16).reshape(5, 7, 1)
+    volume = placed(shown, "RAS", affine_of_display("A", thickness=0.5))
+    np.testing.assert_array_equal(Orientation.of(volume, DISPLAY, 2).apply(volume.data), shown)
+
+
+def test_an_oblique_series_is_cut_along_its_own_plane() -> None:
+    """Here where voxels are largest: along the third axis, that runs to the patient's back rather than to the head."""
+    shown = np.arange(5 * 7 * 3, dtype=np.int16).reshape(5, 7, 3)
+    affine = SHORT_AXIS @ np.diag([1.4, 1.4, 8.0, 1.0])
+    for codes in ("RAS", "LPS", "SAR"):
+        volume = placed(shown, codes, affine)
+        turned = Orientation.of(volume, DISPLAY, 2).apply(volume.data)
+        np.testing.assert_array_equal(turned[..., ::-1], shown)  # slices are counted from the back
+
+
+def test_another_plane_can_be_asked_for() -> None:
+    volume = placed(np.zeros((5, 7, 3), np.int16), "RAS", affine_of_display("S"))
+    assert volume.data.shape == (7, 5, 3)  # right, anterior, superior
+    assert Orientation.of(volume, DISPLAY, 2, across=0).apply(volume.data).shape == (3, 5, 7)
+    model = random_model(size=(16, 16), orientation=DISPLAY)
+    volume.data[...] = np.random.default_rng(0).integers(0, 99, (7, 5, 3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert pynca.segment(volume, model, axis=0).shape == (7, 5, 3)
+
+
+def test_pictures_and_arrays_are_rows_columns_and_slices() -> None:
+    model = random_model(size=(16, 32), orientation=DISPLAY, spacing=(1.4, 1.4, 8.0))
+    shown = np.random.default_rng(1).integers(0, 200, (16, 32, 2)).astype(np.uint8)
+    expected = pynca.segment(shown, model)
+    assert expected.any()
+    with pytest.warns(UserWarning, match=r"1\.4 x 1\.4 x 8 mm are assumed"):
+        np.testing.assert_array_equal(pynca.segment(Volume(shown, None, None, "p", picture=True), model), expected)
+    for codes in ("RAS", "SPL"):
+        volume = placed(shown, codes, affine_of_display("A"))
+        mask = Orientation.of(volume, DISPLAY, 2).apply(pynca.segment(volume, model))
+        np.testing.assert_array_equal(mask, expected)
+        assert pynca.predict(volume, model).mask.shape == volume.data.shape
+
+
+def test_one_slice_as_png_nifti_and_dicom(tmp_path: Path) -> None:
+    """A short-axis slice, written by other libraries, with the axes of the volume as converters leave them."""
+    picture, dicom = pytest.importorskip("PIL.Image"), pytest.importorskip("pydicom")
+    model = random_model(size=(32, 48), orientation=DISPLAY, spacing=(1.4, 1.4, 8.0))
+    shown = np.random.default_rng(2).integers(0, 255, (32, 48)).astype(np.uint8)
+    picture.fromarray(shown).save(tmp_path / "slice.png")
+
+    turn = np.diag([-1.0, -1.0, 1.0, 1.0])  # patient coordinates of DICOM are LPS
+    data = dicom.dataset.FileDataset(
+        str(tmp_path / "x"), {}, file_meta=dicom.dataset.FileMetaDataset(), preamble=bytes(128)
+    )
+    data.file_meta.TransferSyntaxUID = dicom.uid.ExplicitVRLittleEndian
+    data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID = dicom.uid.MRImageStorage
+    data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID = dicom.uid.generate_uid()
+    data.StudyInstanceUID, data.SeriesInstanceUID = dicom.uid.generate_uid(), dicom.uid.generate_uid()
+    data.FrameOfReferenceUID, data.Modality, data.PatientID = dicom.uid.generate_uid(), "MR", "p"
+    data.InstanceNumber, data.SliceThickness, data.PixelSpacing = 1, 8, [1.4, 1.4]
+    rows, columns = (turn @ SHORT_AXIS)[:3, 0], (turn @ SHORT_AXIS)[:3, 1]
+    columns = columns / np.linalg.norm(columns)
+    rows = rows - columns * (rows @ columns)
+    data.ImageOrientationPatient = [*columns.tolist(), *(rows / np.linalg.norm(rows)).tolist()]
+    data.ImagePositionPatient = [10.0, 20.0, 30.0]
+    data.Rows, data.Columns, data.SamplesPerPixel, data.PhotometricInterpretation = 32, 48, 1, "MONOCHROME2"
+    data.BitsAllocated = data.BitsStored = 8
+    data.HighBit, data.PixelRepresentation, data.PixelData = 7, 0, shown.tobytes()
+    data.save_as(tmp_path / "slice.dcm", enforce_file_format=True)
+
+    affine = SHORT_AXIS @ np.diag([1.4, 1.4, 8.0, 1.0])
+    converted = placed(shown[..., None], "LAS", affine)
+    nibabel.save(nibabel.Nifti1Image(converted.data, converted.affine), tmp_path / "slice.nii.gz")
+
+    with pytest.warns(UserWarning, match="are assumed"):
+        expected = pynca.segment(tmp_path / "slice.png", model)
+    assert expected.any()
+    for name in ("slice.dcm", "slice.nii.gz"):
+        volume = pynca.volumes.read_volume(tmp_path / name)
+        mask = Orientation.of(volume, DISPLAY, 2).apply(pynca.segment(volume, model))
+        np.testing.assert_array_equal(mask[..., 0], expected)
+
+
+def test_refuses_another_axis() -> None:
+    with pytest.raises(ValueError, match="displayed slices follow each other along axis 2"):
+        pynca.Preparation((16, 16), DISPLAY, 1)
