@@ -150,6 +150,48 @@ def test_negatives_do_not_show_the_label() -> None:
     np.testing.assert_allclose(images, 0.1 + 0.5 * seen, atol=1e-6)
 
 
+def test_few_negatives_are_as_many_on_average() -> None:
+    labels = np.zeros((4, 64, 64), np.float32)
+    labels[:, 25:40, 25:40] = 1
+    still = Augmentation(rotation=0, scale=0, shift=0, tone=0, contrast=0, bias=0, noise=0)
+    shown = [
+        sampling.draw(Slices(labels, labels), 4, still, sampling.generator(0, 0, n), negatives=0.125)[1].max(
+            axis=(1, 2)
+        )
+        for n in range(60)
+    ]
+    assert 0.06 < np.mean(np.array(shown) < 0.5) < 0.19  # half a slice of four, in 60 batches
+
+
+def test_some_are_turned_by_quarters() -> None:
+    random = np.random.default_rng(0)
+    labels = random.random((60, 9, 9)).astype(np.float32)
+    turned = Augmentation(rotation=0, scale=0, shift=0, tone=0, contrast=0, bias=0, noise=0, quarters=0.5)
+    _, seen = sampling.vary(labels, labels, turned, sampling.generator(0, 0, 0))
+    quarters = [
+        [k for k in range(4) if np.allclose(after, np.rot90(before, k), atol=1e-5)]
+        for before, after in zip(labels, seen, strict=True)
+    ]
+    assert all(len(k) == 1 for k in quarters)
+    counts = np.bincount(np.array(quarters).ravel(), minlength=4)
+    assert 20 <= counts[0] <= 40
+    assert counts[1:].min() >= 4
+
+
+def test_the_last_weights_can_be_kept() -> None:
+    images = np.random.default_rng(0).random((6, 32, 24)).astype(np.float32)
+    slices = Slices(images, (images > 0.5).astype(np.float32))
+
+    def fc1(keep: str, scores: list[float]) -> Any:
+        recipe = replace(SMALL, batches=len(scores), evaluate=1, keep=keep)
+        model = fit_slices(slices, recipe, PREPARATION, score=lambda _: scores.pop(0))
+        return model.levels[-1].rule.weights["fc1.weight"]
+
+    falling = fc1("best", [0.5, 0.4, 0.4])
+    np.testing.assert_array_equal(fc1("last", [0.5, 0.4, 0.4]), fc1("best", [0.4, 0.4, 0.5]))
+    assert (falling != fc1("last", [0.5, 0.4, 0.4])).any()
+
+
 def test_shrinking_by_means() -> None:
     image = np.random.default_rng(0).random((2, 12, 8)).astype(np.float32)
     np.testing.assert_allclose(shrink_mean(image, 4), image.reshape(2, 3, 4, 2, 4).mean(axis=(2, 4)), rtol=1e-6)
@@ -164,6 +206,7 @@ def test_shrinking_by_means() -> None:
         ({"patch": (16, 10)}, "multiples of 4"),
         ({"border": 4}, "border is 4"),
         ({"supervision": -1.0}, "supervision is -1"),
+        ({"keep": "first"}, "keep is 'first'"),
         ({"negatives": 1.5}, "negatives is 1.5"),
         ({"on_label": 0.7, "on_errors": 0.6}, "on_label is 0.7 and on_errors is 0.6"),
     ],

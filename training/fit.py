@@ -63,7 +63,7 @@ def fit_slices(
     threads: int | None = None,
     **options: Any,
 ) -> Model:
-    """Train a Med-NCA on prepared slices and return the best moving average of its weights.
+    """Train a Med-NCA on prepared slices and return the best, or the last, moving average of its weights.
 
     Parameters
     ----------
@@ -73,8 +73,7 @@ def fit_slices(
     preparation : Preparation
         How the slices were prepared; it goes into the model.
     score : callable, optional
-        Takes a model and returns what is to be large, such as validation Dice; the best is returned. Without it
-        the last is.
+        Takes a model and returns what is to be large, such as validation Dice. Without it the last is returned.
     folder : path, optional
         Where ``state.safetensors`` and ``log.jsonl`` are written at every evaluation.
     resume : bool
@@ -121,7 +120,7 @@ def fit_slices(
             if path is not None:
                 _write(path, state, recipe, entry)
             report(entry)
-    return model_of(state.best, recipe, preparation, **options)
+    return model_of(state.best if recipe.keep == "best" else state.average, recipe, preparation, **options)
 
 
 def learning_rate(recipe: Recipe, state: State) -> float:

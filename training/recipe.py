@@ -60,6 +60,9 @@ class Recipe:
         One of ``pynca.training.losses``.
     evaluate : int
         Batches between evaluations.
+    keep : str
+        Which weights are shipped: ``"best"``, those that did best on the cases that validate; or ``"last"``, so that
+        these have no say, and what is measured on them is what to expect of others. Default ``"best"``.
     seed : int
         Of weights, batches and fire masks.
     augmentation : Augmentation
@@ -92,6 +95,7 @@ class Recipe:
     average: float = 0.999
     loss: str = "dice_bce"
     evaluate: int = 1000
+    keep: str = "best"
     seed: int = 0
     augmentation: Augmentation = field(default_factory=Augmentation)
 
@@ -124,6 +128,8 @@ class Recipe:
             raise ValueError(f"decay is {self.decay!r}; it must be above 0 and at most 1")
         if not all(0 <= value < 1 for value in (*self.betas, self.average)):
             raise ValueError(f"betas are {self.betas} and average {self.average}; they must be at least 0 and below 1")
+        if self.keep not in ("best", "last"):
+            raise ValueError(f"keep is {self.keep!r}; it must be best or last")
         if self.loss not in LOSSES:
             raise ValueError(f"loss is {self.loss!r}; it must be one of {', '.join(LOSSES)}")
 
@@ -179,12 +185,14 @@ class Recipe:
                 "hidden": 96,
                 "steps": (20, 16, 12),
                 "scales": (16, 4, 1),
-                "batch": 8,
+                "batch": 4,
                 "border": 8,
-                "supervision": 0.5,
+                "supervision": 1.0,
                 "negatives": 0.125,
                 "on_errors": 0.25,
                 "patch": (64, 64),
+                "rate": 3e-3,
+                "betas": (0.9, 0.99),
             }
         recipe = cls(**{**chosen, **changes})
         while recipe.batch > 1 and recipe.bytes_of_batch(size) > memory and "batch" not in changes:

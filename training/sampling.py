@@ -41,6 +41,8 @@ class Augmentation:
         Mirror along each axis with probability one half.
     rotation : float
         Degrees.
+    quarters : float
+        Share of the slices that are turned further, by one, two or three quarters.
     scale : float
         Relative size.
     shift : float
@@ -63,6 +65,7 @@ class Augmentation:
     contrast: float = 0.15
     bias: float = 0.2
     noise: float = 0.04
+    quarters: float = 0.0
 
 
 def generator(seed: int, attempt: int, batch: int) -> np.random.Generator:
@@ -81,7 +84,7 @@ def draw(
     chosen = random.integers(len(slices.images), size=count)
     chosen[: count // 2] = random.choice(shown, count // 2)
     images, labels = slices.images[chosen], slices.labels[chosen]
-    beside = round(count * negatives)
+    beside = int(count * negatives + random.random()) if negatives else 0  # so many on average
     if not beside:
         return vary(images, labels, augmentation, random)
     windows = np.array([[1.0, 0.5, 0.5]] * (count - beside) + [window(label, random) for label in labels[-beside:]])
@@ -125,6 +128,9 @@ def vary(
         return random.uniform(-limit, limit, (count, 1, 1))
 
     turn, size = np.deg2rad(spread(a.rotation)), 1.0 + spread(a.scale)
+    if a.quarters:  # nothing is drawn for what is turned off
+        further = random.random((count, 1, 1)) < a.quarters
+        turn = turn + math.pi / 2 * further * random.integers(1, 4, (count, 1, 1))
     # not NumPy's, which choose their code by CPU
     cosine, sine = (np.array([f(t) for t in turn.flat]).reshape(turn.shape) for f in (math.cos, math.sin))
     mirror = np.where(random.random((2, count, 1, 1)) < 0.5 * a.flip, -1.0, 1.0)

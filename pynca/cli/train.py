@@ -35,6 +35,7 @@ examples:
 # What a recipe chooses by the size of a slice where the command line does not.
 _CHOSEN = (
     *("channels", "hidden", "scales", "steps", "patch", "border", "supervision", "batch", "negatives", "on_errors"),
+    *("rate", "betas"),
 )
 
 
@@ -139,7 +140,7 @@ def add(commands: Commands) -> None:
         action="store_true",
         help="batch, patch and decay of the authors' configuration: 40, 16 16, 0.9999 a batch",
     )
-    how.add_argument("--batch", type=whole, metavar="N", help="slices in a batch (default 16; 8 above 96 pixels)")
+    how.add_argument("--batch", type=whole, metavar="N", help="slices in a batch (default 16; 4 above 96 pixels)")
     how.add_argument(
         "--patch",
         type=whole,
@@ -157,7 +158,7 @@ def add(commands: Commands) -> None:
         "--supervision",
         type=float,
         metavar="W",
-        help="weight of the loss of coarse levels at the start; it falls to a tenth (default 0; 0.5 above 96 pixels)",
+        help="weight of the loss of coarse levels at the start; it falls to a tenth (default 0; 1 above 96 pixels)",
     )
     how.add_argument(
         "--negatives",
@@ -175,14 +176,33 @@ def add(commands: Commands) -> None:
     how.add_argument(
         "--rotation", type=float, default=12.0, metavar="DEG", help="turn slices by up to DEG degrees (default 12)"
     )
+    how.add_argument(
+        "--quarters",
+        type=float,
+        default=0.0,
+        metavar="P",
+        help="share of slices that are turned by quarters besides (default 0)",
+    )
     how.add_argument("--zoom", type=float, default=0.12, metavar="P", help="enlarge slices by up to P (default 0.12)")
     how.add_argument("--shift", type=float, default=3.0, metavar="N", help="shift slices by up to N pixels (default 3)")
     how.add_argument(
         "--memory", type=amount, default=4 * 10**9, metavar="SIZE", help="what a batch may take (default 4G)"
     )
-    how.add_argument("--rate", type=float, default=1.6e-3, metavar="R", help="learning rate of Adam (default 0.0016)")
     how.add_argument(
-        "--betas", type=float, nargs=2, default=(0.5, 0.5), metavar="B", help="betas of Adam (default 0.5 0.5)"
+        "--rate", type=float, metavar="R", help="learning rate of Adam (default 0.0016; 0.003 above 96 pixels)"
+    )
+    how.add_argument(
+        "--betas",
+        type=float,
+        nargs=2,
+        metavar="B",
+        help="betas of Adam (default 0.5 0.5; 0.9 0.99 above 96 pixels)",
+    )
+    how.add_argument(
+        "--keep",
+        default="best",
+        metavar="WHICH",
+        help="ship the weights that did best on what validates, or the last, in which that has no say (default best)",
     )
     how.add_argument("--loss", default="dice_bce", help="dice, bce, dice_bce or dice_focal (default dice_bce)")
     how.add_argument("--seed", type=whole, default=0, metavar="S", help="seed of everything (default 0)")
@@ -234,12 +254,15 @@ def run(arguments: argparse.Namespace) -> int:
         chosen = {name: getattr(arguments, name) for name in _CHOSEN}
         chosen = {name: tuple(v) if isinstance(v, list) else v for name, v in chosen.items() if v is not None}
         chosen |= {
-            "rate": arguments.rate,
-            "betas": tuple(arguments.betas),
+            "keep": arguments.keep,
             "loss": arguments.loss,
             "seed": arguments.seed,
             "augmentation": Augmentation(
-                flip=arguments.flip, rotation=arguments.rotation, scale=arguments.zoom, shift=arguments.shift
+                flip=arguments.flip,
+                rotation=arguments.rotation,
+                quarters=arguments.quarters,
+                scale=arguments.zoom,
+                shift=arguments.shift,
             ),
         }
         if arguments.published:
