@@ -6,6 +6,7 @@ import csv
 import io
 import math
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 
@@ -163,6 +164,43 @@ def table(scores: Sequence[Score]) -> str:
         dice = np.array([score.hard_dice for score in scores])
         low_share = 100 * np.mean(dice < 0.5)
         lines.append(f"hard Dice of an image: median {np.median(dice):.4f}, under 0.5 {low_share:.1f} %")
+    return "\n".join(lines)
+
+
+def group_table(scores: Sequence[Score], pattern: str) -> str:
+    """Return a line for each group of patients, such as those with one disease.
+
+    Parameters
+    ----------
+    scores : sequence of Score
+    pattern : str
+        Regular expression that finds the group in a patient's name: its first group, or all that it matches.
+
+    Raises
+    ------
+    ValueError
+        The pattern is no regular expression, or is not found in a patient's name.
+    """
+    try:
+        expression = re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
+    groups: dict[str, list[Score]] = {}
+    for score in scores:
+        found = expression.search(score.patient)
+        if found is None:
+            raise ValueError(f"{pattern!r} is not found in {score.patient}; it must find the group in every name")
+        groups.setdefault(found[1] if expression.groups else found[0], []).append(score)
+    lines = [f"{'':14} patients  Dice of a patient     images  mean Dice  median  under 0.5  HD95, mm"]
+    for name, members in sorted(groups.items()):
+        of_patients = list(patient_dice(members).values())
+        dice = np.array([score.hard_dice for score in members])
+        distances = np.array([score.hd95 for score in members])
+        distance = f"{distances[np.isfinite(distances)].mean():8.2f}" if np.isfinite(distances).any() else ""
+        lines.append(
+            f"{name:14} {len(of_patients):8}  {np.mean(of_patients):.4f} +- {np.std(of_patients):.4f}  "
+            f"{len(members):9} {dice.mean():10.4f} {np.median(dice):7.4f} {100 * np.mean(dice < 0.5):8.1f} %  {distance}"
+        )
     return "\n".join(lines)
 
 

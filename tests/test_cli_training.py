@@ -214,6 +214,14 @@ def test_training_on_pictures(
     assert len(rows) == 5
     assert [row.split(",")[5] for row in rows[1:]] == ["P-1", "P-1", "P-4", "P-4"]
 
+    assert cli.main([*command.split(), "--by", "P-([14])"]) == 0
+    lines = capsys.readouterr().out.splitlines()[-2:]
+    assert [line.split()[:2] for line in lines] == [["1", "1"], ["4", "1"]]
+    assert cli.main([*command.split(), "--by", "P-(1)"]) == 2
+    assert "'P-(1)' is not found in P-4" in capsys.readouterr().err
+    assert cli.main([*command.split(), "--by", "("]) == 2
+    assert "is not a regular expression" in capsys.readouterr().err
+
 
 def test_a_patient_is_never_divided(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -22,6 +22,7 @@ examples:
   pynca evaluate --images images/ --labels labels/
   pynca evaluate --images images/ --labels labels/ --cases validation.txt -o scores.csv
   pynca evaluate --images images/ --labels labels/ -m my.safetensors --samples 10
+  pynca evaluate --images images/ --labels labels/ --by 'clinic-(A|B)'
 
 {EXIT_CODES}
 {ENVIRONMENT}
@@ -38,10 +39,15 @@ def add(commands: Commands) -> None:
         "mean, standard deviation and the bootstrap interval of the mean.",
         epilog=_EPILOG,
     )
-    command.add_argument("--images", type=Path, required=True, metavar="DIR", help="folder of .nii or .nii.gz images")
+    command.add_argument("--images", type=Path, required=True, metavar="DIR", help="folder of volumes or pictures")
     command.add_argument("--labels", type=Path, required=True, metavar="DIR", help="folder of labels of the same names")
     command.add_argument("-m", "--model", type=Path, default=Path("hippocampus"), help=MODEL)
-    command.add_argument("--cases", type=Path, metavar="FILE", help="only the label files named in this text file")
+    command.add_argument(
+        "--cases", type=Path, metavar="FILE", help="only the label files, or patients, named in this text file"
+    )
+    command.add_argument(
+        "--by", metavar="PATTERN", help="also print groups of patients: a regular expression that finds them in names"
+    )
     command.add_argument("-o", "--output", type=Path, metavar="CSV", help="also write one row a case")
     command.add_argument("--samples", type=whole, default=1, metavar="N", help="average N runs (default 1)")
     command.add_argument("--seed", type=whole, default=0, metavar="S", help="seed of the automaton (default 0)")
@@ -52,7 +58,7 @@ def add(commands: Commands) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the command and return its exit code."""
     from ..cases import find_cases, only
-    from ..evaluation import score_file, table, write_csv
+    from ..evaluation import Score, group_table, score_file, table, write_csv
     from ..model import load_model
     from ..progress import Progress
 
@@ -61,6 +67,8 @@ def run(arguments: argparse.Namespace) -> int:
         cases = find_cases(arguments.images, arguments.labels).cases
         if arguments.cases is not None:
             cases = only(cases, arguments.cases)
+        if arguments.by is not None:
+            group_table([Score(case.name, 0, 0, 0, 0, patient=case.group) for case in cases], arguments.by)
     except (ValueError, OSError) as error:
         raise WrongUse(sentence(error)) from None
     model = load_model(arguments.model)
@@ -81,6 +89,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.output is not None:
         write_csv(arguments.output, scores)
     print(table(scores))
+    if arguments.by is not None:
+        print(group_table(scores, arguments.by))
     if raw:
         print(f"without {' and '.join(model.postprocessing)}, which the model asks for:\n{table(raw)}")
     return FAILED if failed else DONE
