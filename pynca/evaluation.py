@@ -199,7 +199,8 @@ def group_table(scores: Sequence[Score], pattern: str) -> str:
         distance = f"{distances[np.isfinite(distances)].mean():8.2f}" if np.isfinite(distances).any() else ""
         lines.append(
             f"{name:14} {len(of_patients):8}  {np.mean(of_patients):.4f} +- {np.std(of_patients):.4f}  "
-            f"{len(members):9} {dice.mean():10.4f} {np.median(dice):7.4f} {100 * np.mean(dice < 0.5):8.1f} %  {distance}"
+            f"{len(members):9} {dice.mean():10.4f} {np.median(dice):7.4f} {100 * np.mean(dice < 0.5):8.1f} %  "
+            f"{distance}"
         )
     return "\n".join(lines)
 
