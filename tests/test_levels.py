@@ -214,3 +214,17 @@ def test_shrinking_by_means() -> None:
 def test_recipes_that_cannot_be(options: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         replace(SMALL, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"quarters": 1.5}, "quarters is 1.5; it must be a number from 0 to 1"),
+        ({"scale": 1.0}, "scale is 1.0; it must be a number from 0 to 0.9"),
+        ({"shift": -1.0}, "shift is -1.0; it must be a number of at least 0"),
+        ({"noise": float("nan")}, "noise is nan"),
+    ],
+)
+def test_variations_that_cannot_be(options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        Augmentation(**options)

@@ -55,6 +55,11 @@ class Augmentation:
         Relative brightness between the middle and the corners, along each axis and bent.
     noise : float
         Largest standard deviation of added normal noise.
+
+    Raises
+    ------
+    ValueError
+        A value is out of range.
     """
 
     flip: bool = False
@@ -66,6 +71,15 @@ class Augmentation:
     bias: float = 0.2
     noise: float = 0.04
     quarters: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, most in (
+            *(("rotation", math.inf), ("shift", math.inf), ("noise", math.inf)),
+            *(("scale", 0.9), ("tone", 1.0), ("contrast", 1.0), ("bias", 1.0), ("quarters", 1.0)),
+        ):
+            if not (0 <= getattr(self, name) <= most and getattr(self, name) < math.inf):
+                limit = "of at least 0" if most == math.inf else f"from 0 to {most:g}"
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be a number {limit}")
 
 
 def generator(seed: int, attempt: int, batch: int) -> np.random.Generator:

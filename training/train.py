@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -26,8 +27,11 @@ from .fit import STATE, State, fit_slices, saved_recipe, train_batch
 from .recipe import Recipe
 from .sampling import Slices
 
+T = TypeVar("T")
+
 # During training a few cases stand for all: a full evaluation would take longer than the batches between two.
-_SELECTING = 16
+_SELECTING = 16  # patients
+_IMAGES = 48  # of pictures, so many
 _EVALUATIONS = 20
 
 
@@ -158,9 +162,8 @@ def train(
         recipe = _of_length(recipe, math.ceil(epochs * len(slices.images) / recipe.batch))
     elif minutes is not None:
         recipe = _of_length(recipe, batches_in(minutes, slices, recipe, preparation, threads))
-    patients = list(dict.fromkeys(case.group for case in validation))
-    some = {patients[i] for i in np.linspace(0, len(patients) - 1, min(_SELECTING, len(patients))).astype(int)}
-    chosen = [case for case in validation if case.group in some]
+    some = set(_evenly(list(dict.fromkeys(case.group for case in validation)), _SELECTING))
+    chosen = _evenly([case for case in validation if case.group in some], _IMAGES)
 
     def dice(model: Model, cases: Sequence[Case]) -> list[float]:
         """The Dice of each patient."""
@@ -185,6 +188,11 @@ def train(
     expected = learn_expected((read_volume(case.image) for case in cases), preparation)
     card = described(model.card, recipe, cases, scores, seconds)
     return Outcome(replace(model, card=card, expected=expected), scores, seconds)
+
+
+def _evenly(things: Sequence[T], count: int) -> Sequence[T]:
+    """Return so many at most, spread over all."""
+    return [things[i] for i in np.linspace(0, len(things) - 1, min(count, len(things))).astype(int)]
 
 
 def described(card: Card, recipe: Recipe, cases: Sequence[Case], scores: Sequence[float], seconds: float) -> Card:

@@ -185,6 +185,13 @@ def add(commands: Commands) -> None:
     )
     how.add_argument("--zoom", type=float, default=0.12, metavar="P", help="enlarge slices by up to P (default 0.12)")
     how.add_argument("--shift", type=float, default=3.0, metavar="N", help="shift slices by up to N pixels (default 3)")
+    for name, default, what in (
+        ("--tone", 0.3, "bend the grey scale by up to P"),
+        ("--contrast", 0.15, "change the contrast by up to P"),
+        ("--bias", 0.2, "let brightness fall across slices by up to P"),
+        ("--noise", 0.04, "add noise of up to P"),
+    ):
+        how.add_argument(name, type=float, default=default, metavar="P", help=f"{what} (default {default:g})")
     how.add_argument(
         "--memory", type=amount, default=4 * 10**9, metavar="SIZE", help="what a batch may take (default 4G)"
     )
@@ -263,6 +270,10 @@ def run(arguments: argparse.Namespace) -> int:
                 quarters=arguments.quarters,
                 scale=arguments.zoom,
                 shift=arguments.shift,
+                tone=arguments.tone,
+                contrast=arguments.contrast,
+                bias=arguments.bias,
+                noise=arguments.noise,
             ),
         }
         if arguments.published:
