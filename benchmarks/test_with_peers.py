@@ -10,7 +10,6 @@ import pytest
 import training_step
 from measure import Measure
 from peers import PEERS, difference
-from pynca.training.recipe import Recipe
 from results import plural
 from workload import RULES, Unavailable, workload
 
@@ -43,13 +42,13 @@ def test_peer(measure: Measure, peer: str, rule: str, size: int, steps: int, thr
     )
 
 
-@pytest.mark.parametrize("channels", [16, 32])
-def test_training_step(measure: Measure, channels: int, threads: int, on: str) -> None:
+@pytest.mark.parametrize("peer", training_step.PEERS)
+@pytest.mark.parametrize("case", training_step.CASES)
+def test_training_step(measure: Measure, peer: str, case: str, threads: int, on: str) -> None:
     pytest.importorskip("torch", reason="torch is not installed")
-    recipe = Recipe(channels=channels)
-    training_step.compare(recipe, threads)
-    problem = training_step.problem(recipe)
-    theirs, _ = training_step.with_torch(recipe, problem, threads)
-    ours, _ = training_step.with_pynca(recipe, problem, threads)
-    name = f"training step conv{recipe.channels} batch {recipe.batch} {on} PyTorch"
-    measure.beside(name, "PyTorch", theirs, ours, threads=threads)
+    problem = training_step.case(case)
+    training_step.compare(problem, threads, peer)
+    theirs, _ = training_step.PEERS[peer](problem, threads)
+    ours, _ = training_step.with_pynca(problem, threads)
+    name = f"training step {case} batch {problem.recipe.batch} {on} {peer}"
+    measure.beside(name, peer, theirs, ours, threads=threads)

@@ -1,10 +1,12 @@
 """One training step of Med-NCA: pynca against the papers' arithmetic in PyTorch, same batch, masks and threads.
 
-    python benchmarks/training_step.py [--channels 32] [--batch 16] [--threads 2] [--repeats 7]
+    python benchmarks/training_step.py [--recipe hippocampus] [--channels 32] [--batch 16] [--threads 2] [--repeats 7]
 
-A step is the forward pass of both levels (the fine one on a 32x32 patch), the loss, the gradient of all weights and
-Adam. Loss and gradients of both are compared before anything is timed. Times are medians; each side runs in a process
-of its own, whose peak memory above the bare interpreter with its libraries is printed beside.
+A step is the forward pass of all levels (the finest on patches), the loss, the gradient of all weights and Adam:
+of slices of 64x64, or with `--recipe cardiac` of what `pynca train` chooses for 256x256: three levels, all of them
+judged, and a border of the patches that is not. Loss and gradients are compared before anything is timed. Times are
+medians; each side runs in a process of its own, whose peak memory above the bare interpreter with its libraries is
+printed beside. PyTorch runs twice: as the papers' code computes, and with both perceptions as one convolution.
 """
 
 from __future__ import annotations
@@ -16,87 +18,131 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import pynca
+from peer_torch import entered, fused_step, papers_step, shrunk
 from pynca import _core
-from pynca.training.optimizers import Adam
+from pynca.training.optimizers import Adam, Arrays
 from pynca.training.pipeline import initial_weights, loss_and_gradients, rules_of
 from pynca.training.recipe import Recipe
-from pynca.training.sampling import cut
 
-SIZE = (64, 64)
+# Size of prepared slices, and how they are brought to the coarse levels
+RECIPES = {"hippocampus": ((64, 64), "linear"), "cardiac": ((256, 256), "mean")}
+
+# What `pytest --benchmark` measures: the bundled hippocampus model's channels, the papers', and the recipe for 256x256
+CASES: dict[str, tuple[str, dict[str, int]]] = {
+    "conv16": ("hippocampus", {"channels": 16}),
+    "conv32": ("hippocampus", {}),
+    "cardiac": ("cardiac", {}),
+}
+
+# A step, and what it differentiates: loss and gradients
+Side = tuple[Callable[[], None], Callable[[], tuple[float, list[Arrays]]]]
 
 
-def problem(recipe: Recipe) -> dict[str, Any]:
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """A batch with all that its loss depends on."""
+
+    recipe: Recipe
+    shrink: str
+    images: np.ndarray
+    labels: np.ndarray
+    places: np.ndarray
+    weights: list[Arrays]
+    masks: list[np.ndarray]
+
+
+def problem(name: str, **changes: Any) -> Problem:
+    """Random slices for a recipe by its name, with some changes."""
+    size, shrink = RECIPES[name]
+    recipe = Recipe.for_size(size, **changes)
     random = np.random.default_rng(0)
-    images = random.random((recipe.batch, *SIZE)).astype(np.float32)
-    labels = (random.random((recipe.batch, *SIZE)) < 0.3).astype(np.float32)
-    places = random.integers(0, (SIZE[0] - recipe.patch[0]) // 4 + 1, (recipe.batch, 2)) * 4
+    images = random.random((recipe.batch, *size)).astype(np.float32)
+    labels = (random.random((recipe.batch, *size)) < 0.3).astype(np.float32)
+    ends = [(side - part) // recipe.above + 1 for side, part in zip(size, recipe.patch, strict=True)]
+    places = random.integers(0, ends, (recipe.batch, 2)) * recipe.above
     weights = initial_weights(recipe)
     for level in weights:
         level["fc1.weight"] += random.normal(scale=0.02, size=level["fc1.weight"].shape).astype(np.float32)
+    cells = [*((size[0] // scale, size[1] // scale) for scale in recipe.scales[:-1]), recipe.patch]
     masks = [
-        pynca.fire_mask((recipe.batch, *size), steps, level=n)
-        for n, (size, steps) in enumerate(zip(((SIZE[0] // 4, SIZE[1] // 4), recipe.patch), recipe.steps, strict=True))
+        pynca.fire_mask((recipe.batch, *part), steps, level=n)
+        for n, (part, steps) in enumerate(zip(cells, recipe.steps, strict=True))
     ]
-    return {"images": images, "labels": labels, "places": places, "weights": weights, "masks": masks}
+    return Problem(recipe, shrink, images, labels, places, weights, masks)
 
 
-def with_pynca(recipe: Recipe, p: dict[str, Any], threads: int) -> tuple[Callable[[], None], Callable[[], Any]]:
-    levels, optimizers = list(p["weights"]), [Adam(), Adam()]
+def case(name: str) -> Problem:
+    recipe, changes = CASES[name]
+    return problem(recipe, **changes)
 
-    def differentiate() -> tuple[float, list[dict[str, np.ndarray]]]:
+
+def with_pynca(p: Problem, threads: int) -> Side:
+    recipe, levels = p.recipe, list(p.weights)
+    adams = [Adam(recipe.betas) for _ in levels]
+
+    def differentiate() -> tuple[float, list[Arrays]]:
         return loss_and_gradients(
-            rules_of(levels, recipe), recipe, p["images"], p["labels"], p["places"], 0, threads, p["masks"]
-        )
+            rules_of(levels, recipe), recipe, p.images, p.labels, p.places, 0, threads, p.masks,
+            shrink=p.shrink, supervision=recipe.supervision,
+        )  # fmt: skip
 
     def step() -> None:
         _, gradients = differentiate()
-        for n in (0, 1):
-            levels[n] = optimizers[n].update(levels[n], gradients[n], 1.6e-3)
+        for n, (adam, gradient) in enumerate(zip(adams, gradients, strict=True)):
+            levels[n] = adam.update(levels[n], gradient, recipe.rate)
 
     return step, differentiate
 
 
-def with_torch(recipe: Recipe, p: dict[str, Any], threads: int) -> tuple[Callable[[], None], Callable[[], Any]]:
+def with_torch(p: Problem, threads: int, step_of: Callable[..., Any] = papers_step) -> Side:
     import torch
     from torch.nn import functional as f
 
     torch.set_num_threads(threads)
-    levels = [{k: torch.tensor(v, requires_grad=True) for k, v in level.items()} for level in p["weights"]]
-    adams = [torch.optim.Adam(level.values(), lr=1.6e-3, betas=(0.5, 0.5)) for level in levels]
-    masks = [torch.tensor(m, dtype=torch.float32) for m in p["masks"]]
-    images = torch.tensor(p["images"])
-    places = p["places"].tolist()
-    target = torch.tensor(cut(p["labels"], p["places"], recipe.patch))
-    rows, columns = recipe.patch
+    recipe, rules = p.recipe, rules_of(p.weights, p.recipe)
+    levels = [{k: torch.tensor(v, requires_grad=True) for k, v in level.items()} for level in p.weights]
+    adams = [torch.optim.Adam(level.values(), lr=recipe.rate, betas=recipe.betas) for level in levels]
+    masks = [torch.tensor(m, dtype=torch.float32)[..., None] for m in p.masks]
+    images, labels, seen = (torch.tensor(array) for array in (p.images, p.labels, judged(p)))
+    coarsest = recipe.scales[0]
+    start = torch.zeros((recipe.batch, *(side // coarsest for side in p.images.shape[1:]), recipe.channels))
 
-    def run(w: dict[str, torch.Tensor], state: torch.Tensor, fires: torch.Tensor) -> torch.Tensor:
-        # as the papers' BackboneNCA: channels last between steps, every cell computed, then masked
-        for fire in fires:
-            x = f.pad(state.permute(0, 3, 1, 2), (1, 1, 1, 1), mode="reflect")
-            seen = [f.conv2d(x, w[f"{n}.weight"], w[f"{n}.bias"]).permute(0, 2, 3, 1) for n in ("p0", "p1")]
-            hidden = torch.relu(f.linear(torch.cat([state, *seen], -1), w["fc0.weight"], w["fc0.bias"]))
-            after = state + f.linear(hidden, w["fc1.weight"]) * fire[..., None]
-            state = torch.cat([state[..., :1], after[..., 1:]], -1)
+    def patches(arrays: torch.Tensor, scale: int) -> torch.Tensor:
+        rows, columns = (side // scale for side in recipe.patch)
+        corners = (p.places // scale).tolist()
+        return torch.stack([a[y : y + rows, x : x + columns] for a, (y, x) in zip(arrays, corners, strict=True)])
+
+    def run(n: int, state: torch.Tensor) -> torch.Tensor:
+        step = step_of(rules[n], levels[n])
+        for fires in masks[n]:
+            state = step(state, fires)
         return state
 
-    def loss() -> torch.Tensor:
-        small = f.interpolate(images[:, None], scale_factor=0.25, mode="bilinear", align_corners=False)
-        state = torch.zeros((recipe.batch, SIZE[0] // 4, SIZE[1] // 4, recipe.channels))
-        state = torch.cat([small.permute(0, 2, 3, 1), state[..., 1:]], -1)
-        state = run(levels[0], state, masks[0]).repeat_interleave(4, 1).repeat_interleave(4, 2)
-        parts = [torch.cat([images[n, :, :, None], state[n, ..., 1:]], -1) for n in range(recipe.batch)]
-        state = torch.stack([part[y : y + rows, x : x + columns] for part, (y, x) in zip(parts, places, strict=True)])
-        q = torch.sigmoid(run(levels[1], state, masks[1])[..., 1])
+    def error(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        q = torch.sigmoid(logits)
         dice = 1 - (2 * (q * target).sum() + 1) / (q.sum() + target.sum() + 1)
         return dice + f.binary_cross_entropy(q, target)
 
-    def differentiate() -> tuple[float, list[dict[str, np.ndarray]]]:
+    def loss() -> torch.Tensor:
+        state, above, total = start, coarsest, torch.zeros(())
+        for n, scale in enumerate(recipe.scales[:-1]):
+            state = run(n, entered(shrunk(images, scale, p.shrink), state, above // scale))
+            if recipe.supervision:
+                total = total + recipe.supervision * error(state[..., 1], shrunk(labels, scale, "mean"))
+            above = scale
+        # cut before cells are repeated: the papers' code repeats those of the whole slice first
+        state = run(-1, entered(patches(images, 1), patches(state, above), above))
+        return total + error(state[..., 1][seen], patches(labels, 1)[seen])
+
+    def differentiate() -> tuple[float, list[Arrays]]:
         for adam in adams:
             adam.zero_grad()
         value = loss()
@@ -111,12 +157,38 @@ def with_torch(recipe: Recipe, p: dict[str, Any], threads: int) -> tuple[Callabl
     return step, differentiate
 
 
-SIDES = {"pynca": with_pynca, "torch": with_torch}
+def judged(p: Problem) -> np.ndarray:
+    """Which pixels of the patches are judged: all but a border, and that too where the slice ends there."""
+    border = p.recipe.border
+
+    def along(first: int, side: int, whole: int) -> np.ndarray:
+        at = np.arange(side)
+        return ((at >= border) | (first == 0)) & ((at < side - border) | (first + side == whole))
+
+    sides = list(zip(p.recipe.patch, p.images.shape[1:], strict=True))
+    return np.stack([np.outer(*(along(c, *s) for c, s in zip(corner, sides, strict=True))) for corner in p.places])
 
 
-def measure(side: str, recipe: Recipe, threads: int, repeats: int) -> dict[str, float]:
+PEERS: dict[str, Callable[[Problem, int], Side]] = {
+    "PyTorch": with_torch,
+    "PyTorch, one convolution": partial(with_torch, step_of=fused_step),
+}
+SIDES = {"pynca": with_pynca, **PEERS}
+
+
+def compare(p: Problem, threads: int, peer: str) -> float:
+    """Make sure that a peer computes what pynca does, and return the loss."""
+    ours, theirs = (SIDES[side](p, threads)[1]() for side in ("pynca", peer))
+    assert abs(ours[0] - theirs[0]) < 1e-5, (ours[0], theirs[0])
+    for mine, other in zip(ours[1], theirs[1], strict=True):
+        for name, gradient in mine.items():
+            assert np.abs(gradient - other[name]).max() <= 1e-3 * np.abs(other[name]).max(), name
+    return ours[0]
+
+
+def measure(side: str, p: Problem, threads: int, repeats: int) -> dict[str, float]:
     """Time and peak memory of one side, in this process."""
-    step, _ = SIDES[side](recipe, problem(recipe), threads)
+    step, _ = SIDES[side](p, threads)
     before = memory("VmRSS")
     step()
     times = []
@@ -133,41 +205,38 @@ def memory(field: str) -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:")) / 1024
 
 
-def compare(recipe: Recipe, threads: int) -> None:
-    p = problem(recipe)
-    ours, theirs = (make(recipe, p, threads)[1]() for make in SIDES.values())
-    assert abs(ours[0] - theirs[0]) < 1e-5, (ours[0], theirs[0])
-    for mine, other in zip(ours[1], theirs[1], strict=True):
-        for name, gradient in mine.items():
-            assert np.abs(gradient - other[name]).max() <= 1e-3 * np.abs(other[name]).max(), name
-    print(f"loss and gradients agree (loss {ours[0]:.6f})")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--channels", type=int, default=32)
-    parser.add_argument("--hidden", type=int, default=128)
-    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--recipe", choices=list(RECIPES), default="hippocampus")
+    for name in ("channels", "hidden", "batch"):
+        parser.add_argument(f"--{name}", type=int, help="default: the recipe's")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--side", choices=list(SIDES), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    recipe = Recipe(channels=arguments.channels, hidden=arguments.hidden, batch=arguments.batch)
+    chosen = {name: getattr(arguments, name) for name in ("channels", "hidden", "batch")}
+    p = problem(arguments.recipe, **{name: value for name, value in chosen.items() if value is not None})
     if arguments.side:
-        print(json.dumps(measure(arguments.side, recipe, arguments.threads, arguments.repeats)))
+        print(json.dumps(measure(arguments.side, p, arguments.threads, arguments.repeats)))
         return
-    compare(recipe, arguments.threads)
-    results = {}
+    for peer in PEERS:
+        print(f"loss and gradients agree with {peer} (loss {compare(p, arguments.threads, peer):.6f})")
+    found = {}
     for side in SIDES:
-        command = [sys.executable, __file__, "--side", side]
-        for name in ("channels", "hidden", "batch", "threads", "repeats"):
-            command += [f"--{name}", str(getattr(arguments, name))]
-        results[side] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    print(f"channels {recipe.channels}, batch {recipe.batch}, {arguments.threads} threads, {_core.isa()}")
-    for side, result in results.items():
-        print(f"{side:6} {result['seconds'] * 1e3:8.1f} ms a step, {result['megabytes']:7.0f} MB above its libraries")
-    ratio = results["torch"]["seconds"] / results["pynca"]["seconds"]
-    print(f"pynca is {ratio:.1f} times as fast")
+        command = [sys.executable, __file__, *sys.argv[1:], "--side", side]
+        found[side] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    print(
+        f"{arguments.recipe}: channels {p.recipe.channels}, batch {p.recipe.batch}, {arguments.threads} threads, "
+        f"{_core.isa()}"
+    )
+    for side, one in found.items():
+        rate = p.recipe.batch / one["seconds"]
+        print(
+            f"{side:24} {one['seconds'] * 1e3:8.1f} ms a step, {rate:7.1f} slices a second, "
+            f"{one['megabytes']:7.0f} MB above its libraries"
+        )
+    for peer in PEERS:
+        print(f"pynca is {found[peer]['seconds'] / found['pynca']['seconds']:.1f} times as fast as {peer}")
 
 
 if __name__ == "__main__":
