@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 
 import machine
+import pynca
 import results
 from measure import Measure, Report
 from pynca.config import thread_count
+from pynca.zoo import find
 
 FOLDER = Path(__file__).parent / "results"
 _REPORT = pytest.StashKey[Report]()
@@ -27,6 +29,15 @@ def measure(benchmark: object, pytestconfig: pytest.Config) -> Measure:
 def on(threads: int) -> str:
     """How a case's name says on how many threads it ran."""
     return _threads_name(threads)
+
+
+@pytest.fixture(scope="session")
+def cardiac_lv() -> pynca.Model:
+    """The bundled model of three levels, for slices of 256x256."""
+    path = find("cardiac-lv")
+    if path is None:
+        pytest.skip("this pynca comes without the model cardiac-lv")
+    return pynca.load_model(path)
 
 
 def pytest_configure(config: pytest.Config) -> None:

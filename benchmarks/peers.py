@@ -30,4 +30,8 @@ PEERS: dict[str, Callable[[Workload, int], Run]] = {
 def difference(run: Run, work: Workload, threads: int) -> float:
     """The largest difference between a peer's result and pynca's, in the largest value of the result."""
     ours = work.rule.run(work.state, work.steps, masks=work.masks, threads=threads)
-    return float(np.abs(run() - ours).max() / np.abs(ours).max())
+    return relative(run(), ours)
+
+
+def relative(theirs: np.ndarray, ours: np.ndarray) -> float:
+    return float(np.abs(theirs - ours).max() / np.abs(ours).max())

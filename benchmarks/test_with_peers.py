@@ -5,13 +5,16 @@ The file's name puts it last: pynca's own cases run before other libraries have 
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
+import pynca
 import training_step
 from measure import Measure
-from peers import PEERS, difference
+from peer_torch import with_torch_model
+from peers import PEERS, difference, relative
 from results import plural
-from workload import RULES, Unavailable, workload
+from workload import RULES, Unavailable, dense_model_flops, model_masks, workload
 
 TOLERANCE = 1e-4  # other orders of summation
 
@@ -52,3 +55,19 @@ def test_training_step(measure: Measure, peer: str, case: str, threads: int, on:
     ours, _ = training_step.with_pynca(problem, threads)
     name = f"training step {case} batch {problem.recipe.batch} {on} {peer}"
     measure.beside(name, peer, theirs, ours, threads=threads)
+
+
+def test_cardiac_model(measure: Measure, cardiac_lv: pynca.Model, threads: int, on: str) -> None:
+    """From a prepared slice to the logits."""
+    pytest.importorskip("torch", reason="torch is not installed")
+    image = np.random.default_rng(0).random(cardiac_lv.preparation.size).astype(np.float32)
+    masks = model_masks(cardiac_lv)
+    theirs = with_torch_model(cardiac_lv, image, masks, threads)
+
+    def ours() -> np.ndarray:
+        return cardiac_lv.logits(image, masks=masks, threads=threads)
+
+    off = relative(theirs(), ours())
+    assert off < TOLERANCE, f"PyTorch does not compute what pynca does: off by {off:.1e} of the largest value"
+    flops = dense_model_flops(cardiac_lv)
+    measure.beside(f"cardiac-lv logits {on} PyTorch", "PyTorch", theirs, ours, threads=threads, flops=flops)

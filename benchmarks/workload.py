@@ -79,15 +79,28 @@ def multiply_adds(rule: pynca.Rule) -> int:
     return sum(w.size for name, w in rule.weights.items() if name.endswith(".weight"))
 
 
-def model_work(model: pynca.Model, slices: int) -> tuple[int, int]:
-    """Cells that fire and floating-point operations, for so many slices through all levels of a model."""
-    updates = flops = 0
+def model_masks(model: pynca.Model, z: int = 0) -> list[np.ndarray]:
+    """The fire masks (steps, h, w) of each level, for one slice."""
+    masks = []
     for number, level in enumerate(model.levels):
         height, width = (size // level.scale for size in model.preparation.size)
         rate = level.rule.fire_rate
-        for z in range(slices):
-            mask = pynca.fire_mask((height, width), level.steps, fire_rate=rate, level=number, z=z)
+        masks.append(pynca.fire_mask((height, width), level.steps, fire_rate=rate, level=number, z=z))
+    return masks
+
+
+def model_work(model: pynca.Model, slices: int) -> tuple[int, int]:
+    """Cells that fire and floating-point operations, for so many slices through all levels of a model."""
+    updates = flops = 0
+    for z in range(slices):
+        for level, mask in zip(model.levels, model_masks(model, z), strict=True):
             fired = int(mask.sum(dtype=np.int64))
             updates += fired
             flops += 2 * multiply_adds(level.rule) * fired
     return updates, flops
+
+
+def dense_model_flops(model: pynca.Model) -> int:
+    """Floating-point operations of one slice through all levels of a model, where all cells are computed."""
+    masks = model_masks(model)
+    return sum(2 * multiply_adds(level.rule) * m.size for level, m in zip(model.levels, masks, strict=True))
