@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ import pytest
 
 import compare
 import machine
+import pynca
 import results
+import training_step
 from pynca import _core
-from support import random_rule
-from workload import RULES, multiply_adds, workload
+from support import random_model, random_rule
+from workload import RULES, dense_model_flops, model_masks, model_work, multiply_adds, workload
 
 CLONE = Path(__file__).resolve().parents[1]
 
@@ -52,6 +55,61 @@ def test_the_numpy_peer_computes_what_pynca_does(name: str) -> None:
     for fires in work.masks:
         state = step(work, state, fires)
     np.testing.assert_allclose(state, work.rule.run(work.state, 3, masks=work.masks), rtol=1e-4, atol=1e-4)
+
+
+# --- whole models, and training -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def three_levels() -> pynca.Model:
+    return random_model(size=(48, 64), scales=(16, 4, 1), shrink="mean")
+
+
+def test_a_models_work_is_counted_on_its_own_masks(three_levels: pynca.Model) -> None:
+    each = multiply_adds(three_levels.levels[0].rule)
+    updates, flops = model_work(three_levels, 2)
+    masks = [mask for z in (0, 1) for mask in model_masks(three_levels, z)]
+    assert [mask.shape for mask in masks[:3]] == [(4, 3, 4), (5, 12, 16), (6, 48, 64)]
+    assert updates == sum(np.count_nonzero(mask) for mask in masks)
+    assert flops == 2 * each * updates
+    assert dense_model_flops(three_levels) == 2 * each * (4 * 3 * 4 + 5 * 12 * 16 + 6 * 48 * 64)
+
+
+def test_the_torch_peer_computes_whole_models(three_levels: pynca.Model) -> None:
+    pytest.importorskip("torch", reason="torch is not installed")
+    from peer_torch import with_torch_model
+
+    image = np.random.default_rng(0).random((48, 64)).astype(np.float32)
+    masks = model_masks(three_levels)
+    theirs = with_torch_model(three_levels, image, masks, 1)()
+    np.testing.assert_allclose(theirs, three_levels.logits(image, masks=masks), rtol=1e-4, atol=1e-4)
+
+
+def test_the_cardiac_step_is_what_training_chooses_for_its_size() -> None:
+    problem = training_step.problem("cardiac", batch=3)
+    recipe = problem.recipe
+    assert len(recipe.scales) == 3
+    assert recipe.supervision > 0
+    assert [mask.shape[1:] for mask in problem.masks] == [(3, 16, 16), (3, 64, 64), (3, *recipe.patch)]
+    assert not (problem.places % recipe.above).any()
+    assert training_step.case("cardiac").recipe == type(recipe).for_size((256, 256))
+
+
+def test_a_border_is_not_judged_unless_the_slice_ends_there() -> None:
+    problem = replace(training_step.problem("cardiac", batch=2), places=np.array([[0, 192], [96, 64]]))
+    first, second = training_step.judged(problem)
+    assert np.argwhere(first).min(0).tolist() == [0, 8]
+    assert np.argwhere(first).max(0).tolist() == [55, 63]
+    assert first.sum() == 56 * 56
+    assert second[8:56, 8:56].all()
+    assert second.sum() == 48 * 48
+
+
+@pytest.mark.parametrize("peer", training_step.PEERS)
+@pytest.mark.parametrize("recipe", training_step.RECIPES)
+def test_the_torch_peers_training_step_is_pyncas(recipe: str, peer: str) -> None:
+    pytest.importorskip("torch", reason="torch is not installed")
+    assert training_step.compare(training_step.problem(recipe, batch=2, channels=4, hidden=8), 1, peer) > 0
 
 
 # --- names of machines --------------------------------------------------------------------------------------
@@ -243,3 +301,18 @@ def test_the_flag_runs_benchmarks_and_nothing_else() -> None:
     found = [line for line in run.stdout.splitlines() if "::" in line]
     assert found
     assert all(line.startswith("benchmarks/test_rules.py::test_rule[") and "sobel16" in line for line in found)
+
+
+def test_the_cardiac_cases_are_found_by_name() -> None:
+    pytest.importorskip("pytest_benchmark", reason="pytest-benchmark is not installed")
+    run = run_pytest("--benchmark", "--collect-only", "-q", "--benchmark-threads", "1", "-k", "cardiac")
+    assert run.returncode == 0, run.stdout + run.stderr
+    found = [line.removeprefix("benchmarks/") for line in run.stdout.splitlines() if "::" in line]
+    assert found == [
+        "test_segmentation.py::test_cardiac_slice[1thread]",
+        "test_segmentation.py::test_cardiac_picture[1thread]",
+        "test_segmentation.py::test_cardiac_folder[1thread]",
+        "test_training.py::test_training_step[1thread-cardiac]",
+        *(f"test_with_peers.py::test_training_step[1thread-cardiac-{peer}]" for peer in training_step.PEERS),
+        "test_with_peers.py::test_cardiac_model[1thread]",
+    ]
