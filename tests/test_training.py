@@ -15,6 +15,7 @@ import pytest
 import pynca
 from pynca import cases
 from pynca.training import dataset, sampling
+from pynca.training.ahead import Batches
 from pynca.training.fit import STATE, State, fit_slices, learning_rate, saved_recipe, train_batch
 from pynca.training.optimizers import Adam, clip, moved_average
 from pynca.training.recipe import Recipe
@@ -137,7 +138,7 @@ def test_gradients_that_are_no_numbers_do_not_reach_the_weights() -> None:
     slices = blobs()
     broken = Slices(np.full_like(slices.images, np.nan), slices.labels)
     before = state.levels[0]["fc0.weight"].copy()
-    assert train_batch(state, broken, SMALL, PREPARATION) == math.inf
+    assert train_batch(state, Batches(broken, SMALL), SMALL, PREPARATION) == math.inf
     np.testing.assert_array_equal(state.levels[0]["fc0.weight"], before)
 
 
@@ -290,3 +291,13 @@ def test_from_files_to_a_model(folders: Path) -> None:
     assert "1 validation patients" in outcome.model.card.accuracy
     outcome.model.save(folders / "m.safetensors")
     assert pynca.load_model(folders / "m.safetensors").labels == {1: "disc"}
+
+
+def test_batches_drawn_ahead_are_those_drawn_when_needed() -> None:
+    recipe = replace(SMALL, batches=5)
+    with Batches(blobs(), recipe, threads=1) as plain, Batches(blobs(), recipe, threads=2) as ahead:
+        for attempt, number in ((0, 0), (0, 1), (0, 2), (1, 2), (1, 3), (1, 4), (2, 0)):  # as when a run fails
+            one, other = plain.draw(attempt, number), ahead.draw(attempt, number)
+            np.testing.assert_array_equal(one.images, other.images)
+            np.testing.assert_array_equal(one.labels, other.labels)
+            assert one.random.integers(2**63) == other.random.integers(2**63)

@@ -13,10 +13,11 @@ from typing import Any
 
 from pynca import Model, Preparation, tensorfile
 
+from .ahead import Batches
 from .optimizers import Adam, Arrays, clip, moved_average
 from .pipeline import initial_weights, loss_and_gradients, model_of, rules_of
 from .recipe import Recipe
-from .sampling import Augmentation, Slices, draw, generator, patches
+from .sampling import Augmentation, Slices, patches
 
 
 @dataclass
@@ -100,26 +101,27 @@ def fit_slices(
     path = None if folder is None else Path(folder)
     state = load_state(path / STATE, recipe) if resume and path is not None else State.start(recipe)
     began = time.monotonic() - state.seconds
-    while state.batch < recipe.batches:
-        loss = train_batch(state, slices, recipe, preparation, threads)
-        tick(state, recipe)
-        exploded = not loss < state.lowest_loss + _EXPLODED
-        if exploded or state.batch % recipe.evaluate == 0 or state.batch == recipe.batches:
-            value = math.nan if exploded else _evaluate(state, recipe, preparation, score, options)
-            state.seconds = time.monotonic() - began
-            entry = {
-                "batch": state.batch,
-                "loss": loss,
-                "score": value,
-                "rate": learning_rate(recipe, state),
-                "attempt": state.attempt,
-                "seconds": round(state.seconds, 1),
-            }
-            if exploded or value < state.best_score - _COLLAPSED:
-                _start_again(state, recipe)
-            if path is not None:
-                _write(path, state, recipe, entry)
-            report(entry)
+    with Batches(slices, recipe, threads) as batches:
+        while state.batch < recipe.batches:
+            loss = train_batch(state, batches, recipe, preparation, threads)
+            tick(state, recipe)
+            exploded = not loss < state.lowest_loss + _EXPLODED
+            if exploded or state.batch % recipe.evaluate == 0 or state.batch == recipe.batches:
+                value = math.nan if exploded else _evaluate(state, recipe, preparation, score, options)
+                state.seconds = time.monotonic() - began
+                entry = {
+                    "batch": state.batch,
+                    "loss": loss,
+                    "score": value,
+                    "rate": learning_rate(recipe, state),
+                    "attempt": state.attempt,
+                    "seconds": round(state.seconds, 1),
+                }
+                if exploded or value < state.best_score - _COLLAPSED:
+                    _start_again(state, recipe)
+                if path is not None:
+                    _write(path, state, recipe, entry)
+                report(entry)
     return model_of(state.best if recipe.keep == "best" else state.average, recipe, preparation, **options)
 
 
@@ -137,11 +139,11 @@ def supervision(recipe: Recipe, state: State) -> float:
 
 
 def train_batch(
-    state: State, slices: Slices, recipe: Recipe, preparation: Preparation, threads: int | None = None
+    state: State, batches: Batches, recipe: Recipe, preparation: Preparation, threads: int | None = None
 ) -> float:
     """Train on the next batch and return the smoothed loss; infinity, and no change, where a number is not finite."""
-    random = generator(recipe.seed, state.attempt, state.batch)
-    images, labels = draw(slices, recipe.batch, recipe.augmentation, random, negatives=recipe.negatives)
+    batch = batches.draw(state.attempt, state.batch)
+    images, labels, random = batch.images, batch.labels, batch.random
     places = patches(labels, recipe.patch, recipe.above, random, recipe.on_label, recipe.on_errors)
     loss, gradients = loss_and_gradients(
         rules_of(state.levels, recipe),

@@ -22,6 +22,7 @@ from pynca.evaluation import patient_dice, score_file
 from pynca.inputs import learn_expected
 from pynca.volumes import read_volume
 
+from .ahead import Batches
 from .dataset import preparation_for, prepare, split
 from .fit import STATE, State, fit_slices, saved_recipe, train_batch
 from .recipe import Recipe
@@ -226,12 +227,13 @@ def batches_in(
 ) -> int:
     """How many batches fit into some minutes on this machine, from the time of a few."""
     state = State.start(recipe)
-    train_batch(state, slices, recipe, preparation, threads)
     times = []
-    for _ in range(5):
-        began = time.monotonic()
-        train_batch(state, slices, recipe, preparation, threads)
-        times.append(time.monotonic() - began)
+    with Batches(slices, recipe, threads) as batches:
+        train_batch(state, batches, recipe, preparation, threads)
+        for _ in range(5):
+            began = time.monotonic()
+            train_batch(state, batches, recipe, preparation, threads)
+            times.append(time.monotonic() - began)
     return max(10, int(minutes * 60 / float(np.median(times))))
 
 
