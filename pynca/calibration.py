@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,8 +17,8 @@ from .inputs import learn_expected
 from .metrics import hard_dice
 from .model import Model
 from .quality import Quality, confidence
-from .segmentation import predict
-from .volumes import Volume, read_volume
+from .segmentation import predict, sized
+from .volumes import Volume, read_label, read_volume
 
 # Each volume is segmented as it is and with noise, from harmless to ruinous: limits need bad results to be found.
 NOISE = (0.0, 0.1, 0.2, 0.3)  # standard deviation, as a share of the volume's range of intensities
@@ -87,7 +88,7 @@ def calibrate(
     chosen = [cases[i] for i in np.linspace(0, len(cases) - 1, min(at_most, len(cases))).astype(int)]
     trials = []
     for n, case in enumerate(chosen):
-        image, label = read_volume(case.image), read_volume(case.label)
+        image, label = sized(read_volume(case.image), model), read_label(case.label)
         check_pair(image, label)
         random = np.random.Generator(np.random.Philox(key=[seed, n]))
         for strength in NOISE:
@@ -102,10 +103,10 @@ def calibrate(
         )
     nqm = _limit(np.array([trial.nqm for trial in trials]), bad)
     sure = -_limit(np.array([-trial.confidence for trial in trials]), bad)
-    quality = Quality(nqm=round(nqm, 4), samples=samples, confidence=round(sure, 4), volume_ml=_volumes(cases))
+    quality = Quality(nqm=round(nqm, 4), samples=samples, confidence=round(sure, 4), **_sizes(cases, model))
     names = hashlib.sha256("\n".join(case.name for case in cases).encode()).hexdigest()[:16]
     text = (
-        f"{len(cases)} volumes (names' sha256 {names}); {len(chosen)} of them segmented, each as it is and with noise "
+        f"{len(cases)} images (names' sha256 {names}); {len(chosen)} of them segmented, each as it is and with noise "
         f"of {', '.join(f'{s:g}' for s in NOISE[1:])}: {bad.sum()} of {len(bad)} had a Dice under {dice:g}; NQM marks "
         f"{_marked([trial.nqm > quality.nqm for trial in trials], bad)}, confidence "
         f"{_marked([trial.confidence < quality.confidence for trial in trials], bad)}"
@@ -113,15 +114,22 @@ def calibrate(
     return replace(model, expected=expected, quality=replace(quality, calibrated_on=text))
 
 
-def _volumes(cases: Sequence[Case]) -> tuple[float, float] | None:
-    """Return the least and largest volume of the label in ml, if the files say how large their voxels are."""
-    volumes = []
+def _sizes(cases: Sequence[Case], model: Model) -> dict[str, tuple[float, float]]:
+    """Return the least and largest volume of the label in ml, or area in cm² where all cases are single slices.
+
+    Nothing where a file does not say how large its voxels are; pictures have those of the model.
+    """
+    sizes: dict[str, list[float]] = {"volume_ml": [], "area_cm2": []}
     for case in cases:
-        label = read_volume(case.label)
-        if label.voxel_volume is None or label.data.ndim != 3:
-            return None
-        volumes.append(np.count_nonzero(label.data) * label.voxel_volume / 1000)
-    return round(min(volumes), 4), round(max(volumes), 4)
+        label = read_label(case.label)
+        if label.data.ndim == 2:
+            label = sized(label, model)
+        if label.voxel_size is None:
+            return {}
+        counted = np.count_nonzero(label.data) * math.prod(label.voxel_size)
+        sizes["area_cm2" if label.data.ndim == 2 else "volume_ml"].append(counted / 10**label.data.ndim)
+    ranges = {name: (round(min(seen), 4), round(max(seen), 4)) for name, seen in sizes.items() if seen}
+    return ranges if len(ranges) == 1 else {}
 
 
 def _trial(

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Verdict = Literal["ok", "review"]
 
-_VOLUME = 1.1  # times the least or largest volume of the label that was seen
+_BEYOND = 1.1  # times the least or largest volume or area of the label that was seen
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,8 @@ class Quality:
     volume_ml : (float, float), optional
         Least and largest volume of the label in ml; None where that is not known. 0 for the least: an
         empty mask can be right.
+    area_cm2 : (float, float), optional
+        The same of the area in a single slice, in cm².
     calibrated_on : str
         On what, and how well the limits separated there.
 
@@ -51,6 +53,7 @@ class Quality:
     confidence: float
     volume_ml: tuple[float, float] | None = None
     calibrated_on: str = ""
+    area_cm2: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         if not (is_number(self.nqm) and self.nqm > 0):
@@ -61,16 +64,24 @@ class Quality:
             raise ValueError(f"quality: confidence is {self.confidence!r}; it must be a number from 0 to 1")
         if not isinstance(self.calibrated_on, str):
             raise ValueError(f"quality: calibrated_on is {self.calibrated_on!r}; it must be text")
-        if self.volume_ml is not None:
-            volume = tuple(self.volume_ml)
-            if not (len(volume) == 2 and all(is_number(ml) for ml in volume) and 0 <= volume[0] <= volume[1]):
-                raise ValueError(f"quality: volume_ml is {self.volume_ml!r}; it must be the least and largest volume")
-            object.__setattr__(self, "volume_ml", (float(volume[0]), float(volume[1])))
+        for name in ("volume_ml", "area_cm2"):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            pair, what = tuple(value), name.partition("_")[0]
+            if not (len(pair) == 2 and all(is_number(n) for n in pair) and 0 <= pair[0] <= pair[1]):
+                raise ValueError(f"quality: {name} is {value!r}; it must be the least and largest {what}")
+            object.__setattr__(self, name, (float(pair[0]), float(pair[1])))
 
     @property
     def volumes(self) -> tuple[float, float] | None:
         """The volumes in ml that pass: a tenth beyond what was seen."""
-        return None if self.volume_ml is None else (self.volume_ml[0] / _VOLUME, self.volume_ml[1] * _VOLUME)
+        return _widened(self.volume_ml)
+
+    @property
+    def areas(self) -> tuple[float, float] | None:
+        """The areas in cm² of a single slice that pass: a tenth beyond what was seen."""
+        return _widened(self.area_cm2)
 
     def nqm_of(self, samples: int) -> float:
         """Return the limit of NQM for another number of runs.
@@ -80,13 +91,17 @@ class Quality:
         return self.nqm * math.sqrt((1 - 1 / samples) / (1 - 1 / self.samples))
 
 
+def _widened(seen: tuple[float, float] | None) -> tuple[float, float] | None:
+    return None if seen is None else (seen[0] / _BEYOND, seen[1] * _BEYOND)
+
+
 def judge(segmentation: Segmentation, model: Model) -> tuple[Verdict | None, list[str]]:
     """Say whether somebody should look at a segmentation before it is used, and why.
 
     Several runs are judged by how much they disagree (NQM), a single one by how undecided its probabilities
-    are (`confidence`), which finds a little less. Beside that it counts whether the label's volume is one that was
-    seen at the calibration, and whether the model was made for the image at all (`pynca.inputs.check_input`).
-    Slices are judged like volumes.
+    are (`confidence`), which finds a little less. Beside that it counts whether the label's volume, or its area in a
+    single slice, is one that was seen at the calibration, and whether the model was made for the image at all
+    (`pynca.inputs.check_input`).
 
     Parameters
     ----------
@@ -97,7 +112,8 @@ def judge(segmentation: Segmentation, model: Model) -> tuple[Verdict | None, lis
     Returns
     -------
     verdict : "ok", "review" or None
-        None where the model was never calibrated (``model.quality is None``), or nothing was found in a single slice.
+        None where the model was never calibrated (``model.quality is None``), or nothing was found and nobody knows
+        whether that can be right.
     reasons : list of str
         A sentence for each, with what was found and what expected; empty unless the verdict is "review".
     """
@@ -109,13 +125,30 @@ def judge(segmentation: Segmentation, model: Model) -> tuple[Verdict | None, lis
         image = Volume(segmentation.image, None, None, "the image")
     unlike = image is not None and check_input(image, model)  # `predict` has warned of it in full
     reasons = ["the model was not made for this image"] if unlike else []
+    ranges, size, unit = _size(segmentation, quality)
     if segmentation.mask.any():
         reasons += _doubts(segmentation, quality)
-    elif segmentation.mask.ndim < 3 or quality.volumes is None:
-        return ("review" if reasons else None), reasons  # an empty slice may be right, and shows nothing to judge
-    elif quality.volumes[0] > 0:
-        reasons.append(f"nothing was found, expected at least {quality.volumes[0]:.3g} ml")
+        if ranges is not None and size is not None and not ranges[0] <= size <= ranges[1]:
+            what = "volume" if unit == "ml" else "area"
+            expected = f"{ranges[0]:.3g} to {ranges[1]:.3g} {unit}"
+            reasons.append(f"the {what} is unusual: {size:.3g} {unit}, expected {expected}")
+    elif ranges is None:
+        return ("review" if reasons else None), reasons  # it may be right, and shows nothing to judge
+    elif ranges[0] > 0:
+        reasons.append(f"nothing was found, expected at least {ranges[0]:.3g} {unit}")
     return ("review" if reasons else "ok"), reasons
+
+
+def _size(segmentation: Segmentation, quality: Quality) -> tuple[tuple[float, float] | None, float | None, str]:
+    """Return what volumes pass, the label's own where it is known, and the unit; of a single slice, areas."""
+    mask, image = segmentation.mask, segmentation.volume
+    count = np.count_nonzero(mask)
+    sides = None if image is None else image.voxel_size
+    if mask.ndim < 3 or (quality.volumes is None and mask.shape.count(1) == 1):
+        plane = None if sides is None else [mm for mm, n in zip(sides, mask.shape, strict=False) if n > 1]
+        return quality.areas, None if plane is None else count * math.prod(plane) / 100, "cm²"
+    voxel = None if image is None or mask.ndim > 3 else image.voxel_volume
+    return quality.volumes, None if voxel is None else count * voxel / 1000, "ml"
 
 
 def _doubts(segmentation: Segmentation, quality: Quality) -> list[str]:
@@ -128,12 +161,6 @@ def _doubts(segmentation: Segmentation, quality: Quality) -> list[str]:
         sure = confidence(segmentation.probability, segmentation.mask)
         if sure < quality.confidence:
             doubts.append(f"the outline is unsure: confidence {sure:.3f}, expected at least {quality.confidence:.3f}")
-    voxel = None if segmentation.volume is None else segmentation.volume.voxel_volume
-    if quality.volumes is not None and voxel is not None and segmentation.mask.ndim == 3:
-        low, high = quality.volumes
-        ml = np.count_nonzero(segmentation.mask) * voxel / 1000
-        if not low <= ml <= high:
-            doubts.append(f"the volume is unusual: {ml:.3g} ml, expected {low:.3g} to {high:.3g} ml")
     return doubts
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,52 @@ def test_an_empty_mask_can_be_right() -> None:
     assert judge(result(0), replace(MODEL, quality=replace(QUALITY, volume_ml=None))) == (None, [])
     empty = np.zeros((8, 8), np.uint8)
     assert judge(Segmentation(empty, empty.astype(np.float32)), MODEL) == (None, [])
+
+
+@pytest.mark.parametrize(
+    ("pixels", "reason"),
+    [
+        (500, None),
+        (460, None),  # a tenth beyond what was seen
+        (100, "the area is unusual: 1 cm², expected 4.55 to 11 cm²"),
+        (0, "nothing was found, expected at least 4.55 cm²"),
+    ],
+)
+def test_a_single_slice_is_judged_by_its_area(pixels: int, reason: str | None) -> None:
+    model = replace(MODEL, quality=replace(QUALITY, volume_ml=None, area_cm2=(5.0, 10.0)))
+    mask = np.zeros((40, 40), np.uint8)
+    mask.flat[:pixels] = 1
+    picture = Volume(mask, None, None, "a picture", spacing=(1.0, 1.0), picture=True)
+    series = Volume(mask[:, None], np.diag([1.0, 7.0, 1.0, 1.0]), None, "a series of one slice")
+    for volume in (picture, series):
+        found = Segmentation(volume.data, volume.data.astype(np.float32), volume=volume)
+        assert judge(found, model) == ("review" if reason else "ok", [reason] if reason else [])
+
+
+def test_calibration_on_pictures_learns_areas(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image = pytest.importorskip("PIL.Image", reason="needs the extra image")
+    random = np.random.default_rng(0)
+    for kind in ("images", "labels"):
+        (tmp_path / kind).mkdir()
+    for n in range(4):
+        label = np.zeros((16, 16), np.uint8)
+        label[2 : 6 + n, 3:9] = 1
+        image.fromarray(random.integers(0, 255, (16, 16)).astype(np.uint8)).save(tmp_path / "images" / f"p_{n}.png")
+        indexed = image.fromarray(label)
+        indexed.putpalette([0, 0, 0, 255, 176, 0])
+        indexed.save(tmp_path / "labels" / f"p_{n}.png")
+    cases = find_cases(tmp_path / "images", tmp_path / "labels").cases
+    model = random_model(orientation="display", spacing=(2.0, 2.0, 8.0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        quality = calibrate(model, cases, samples=2, dice=0.3).quality
+    assert quality is not None
+    assert quality.volume_ml is None
+    assert quality.area_cm2 == (0.96, 1.68)  # 24 to 42 pixels of 4 mm²
+    replace(model, quality=quality).save(tmp_path / "m.safetensors")
+    assert pynca.load_model(tmp_path / "m.safetensors").quality == quality
+    assert cli.main(["info", str(tmp_path / "m.safetensors")]) == 0
+    assert "in a slice outside 0.873-1.85 cm²" in capsys.readouterr().out
 
 
 def test_few_runs_show_less_of_the_deviation() -> None:
@@ -256,6 +303,7 @@ def test_it_is_saved_loaded_and_shown(tmp_path: Path, capsys: pytest.CaptureFixt
         ({"samples": 1}, "2 or more"),
         ({"confidence": 1.1}, "from 0 to 1"),
         ({"volume_ml": (2, 1)}, "least and largest volume"),
+        ({"area_cm2": (2, 1)}, "least and largest area"),
         ({"volume_ml": (-1, 1)}, "least and largest volume"),
         ({"calibrated_on": 3}, "must be text"),
     ],

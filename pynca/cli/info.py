@@ -116,6 +116,7 @@ def _quality(model: Model) -> str:
     if quality is None:
         return ""
     volume = "" if quality.volumes is None else f", outside {sizes([quality.volumes])} ml"
+    volume += "" if quality.areas is None else f", in a slice outside {sizes([quality.areas])} cm²"
     return (
         f"review above NQM {quality.nqm:g} ({quality.samples} runs), under confidence {quality.confidence:g} (one run)"
         f"{volume}; calibrated on {quality.calibrated_on}"
