@@ -89,44 +89,61 @@ def test_pictures_and_arrays_are_rows_columns_and_slices() -> None:
         assert pynca.predict(volume, model).mask.shape == volume.data.shape
 
 
-def test_one_slice_as_png_nifti_and_dicom(tmp_path: Path) -> None:
+def write_slice(folder: Path, shown: NDArray[np.uint8], mm: float) -> None:
     """A short-axis slice, written by other libraries, with the axes of the volume as converters leave them."""
     picture, dicom = pytest.importorskip("PIL.Image"), pytest.importorskip("pydicom")
-    model = random_model(size=(32, 48), orientation=DISPLAY, spacing=(1.4, 1.4, 8.0))
-    shown = np.random.default_rng(2).integers(0, 255, (32, 48)).astype(np.uint8)
-    picture.fromarray(shown).save(tmp_path / "slice.png")
+    picture.fromarray(shown).save(folder / "slice.png")
 
     turn = np.diag([-1.0, -1.0, 1.0, 1.0])  # patient coordinates of DICOM are LPS
-    data = dicom.dataset.FileDataset(
-        str(tmp_path / "x"), {}, file_meta=dicom.dataset.FileMetaDataset(), preamble=bytes(128)
-    )
-    data.file_meta.TransferSyntaxUID = dicom.uid.ExplicitVRLittleEndian
-    data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID = dicom.uid.MRImageStorage
-    data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID = dicom.uid.generate_uid()
-    data.StudyInstanceUID, data.SeriesInstanceUID = dicom.uid.generate_uid(), dicom.uid.generate_uid()
-    data.FrameOfReferenceUID, data.Modality, data.PatientID = dicom.uid.generate_uid(), "MR", "p"
-    data.InstanceNumber, data.SliceThickness, data.PixelSpacing = 1, 8, [1.4, 1.4]
     rows, columns = (turn @ SHORT_AXIS)[:3, 0], (turn @ SHORT_AXIS)[:3, 1]
     columns = columns / np.linalg.norm(columns)
     rows = rows - columns * (rows @ columns)
+    meta = dicom.dataset.FileMetaDataset()
+    data = dicom.dataset.FileDataset(str(folder / "slice.dcm"), {}, file_meta=meta, preamble=bytes(128))
+    meta.TransferSyntaxUID = dicom.uid.ExplicitVRLittleEndian
+    meta.MediaStorageSOPClassUID = data.SOPClassUID = dicom.uid.MRImageStorage
+    meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID = dicom.uid.generate_uid()
+    data.StudyInstanceUID, data.SeriesInstanceUID = dicom.uid.generate_uid(), dicom.uid.generate_uid()
+    data.FrameOfReferenceUID, data.Modality, data.PatientID = dicom.uid.generate_uid(), "MR", "p"
+    data.InstanceNumber, data.SliceThickness, data.PixelSpacing = 1, 8, [mm, mm]
     data.ImageOrientationPatient = [*columns.tolist(), *(rows / np.linalg.norm(rows)).tolist()]
     data.ImagePositionPatient = [10.0, 20.0, 30.0]
-    data.Rows, data.Columns, data.SamplesPerPixel, data.PhotometricInterpretation = 32, 48, 1, "MONOCHROME2"
-    data.BitsAllocated = data.BitsStored = 8
-    data.HighBit, data.PixelRepresentation, data.PixelData = 7, 0, shown.tobytes()
-    data.save_as(tmp_path / "slice.dcm", enforce_file_format=True)
+    data.Rows, data.Columns = shown.shape
+    data.SamplesPerPixel, data.PhotometricInterpretation, data.PixelRepresentation = 1, "MONOCHROME2", 0
+    data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelData = 8, 8, 7, shown.tobytes()
+    data.save_as(folder / "slice.dcm", enforce_file_format=True)
 
-    affine = SHORT_AXIS @ np.diag([1.4, 1.4, 8.0, 1.0])
-    converted = placed(shown[..., None], "LAS", affine)
-    nibabel.save(nibabel.Nifti1Image(converted.data, converted.affine), tmp_path / "slice.nii.gz")
+    converted = placed(shown[..., None], "LAS", SHORT_AXIS @ np.diag([mm, mm, 8.0, 1.0]))
+    nibabel.save(nibabel.Nifti1Image(converted.data, converted.affine), folder / "slice.nii.gz")
 
-    with pytest.warns(UserWarning, match="are assumed"):
-        expected = pynca.segment(tmp_path / "slice.png", model)
-    assert expected.any()
+
+def masks(folder: Path, model: pynca.Model, mm: float) -> list[NDArray[np.uint8]]:
+    """The masks of the slice as PNG, DICOM and NIfTI, as displayed."""
+    found = [pynca.segment(folder / "slice.png", model, spacing=mm)]
     for name in ("slice.dcm", "slice.nii.gz"):
-        volume = pynca.volumes.read_volume(tmp_path / name)
-        mask = Orientation.of(volume, DISPLAY, 2).apply(pynca.segment(volume, model))
-        np.testing.assert_array_equal(mask[..., 0], expected)
+        volume = pynca.volumes.read_volume(folder / name)
+        found.append(Orientation.of(volume, DISPLAY, 2).apply(pynca.segment(volume, model))[..., 0])
+    return found
+
+
+def test_one_slice_as_png_dicom_and_nifti(tmp_path: Path) -> None:
+    model = random_model(size=(32, 48), orientation=DISPLAY, spacing=(1.4, 1.4, 8.0))
+    write_slice(tmp_path, np.random.default_rng(2).integers(0, 255, (32, 48)).astype(np.uint8), 1.4)
+    png, dicom, nifti = masks(tmp_path, model, 1.4)
+    assert png.any()
+    np.testing.assert_array_equal(dicom, png)
+    np.testing.assert_array_equal(nifti, png)
+
+
+def test_a_real_heart_as_png_dicom_and_nifti(tmp_path: Path, data: Path) -> None:
+    pictures = pytest.importorskip("PIL.Image")
+    model = pynca.load_model("cardiac-lv")
+    with pictures.open(data / "cardiac" / "images" / "SC-N-03_0220.png") as picture:
+        write_slice(tmp_path, np.asarray(picture), 1.35)
+    png, dicom, nifti = masks(tmp_path, model, 1.35)
+    assert 300 < np.count_nonzero(png) < 3000
+    np.testing.assert_array_equal(dicom, png)
+    np.testing.assert_array_equal(nifti, png)
 
 
 def test_refuses_another_axis() -> None:

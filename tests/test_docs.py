@@ -39,9 +39,9 @@ PAGES = [
 REASONS = {
     "as in the README, where it is run": 1,
     "installs": 4,
-    "measures for minutes": 6,
+    "measures for minutes": 10,
     "test_site does": 1,
-    "trains for half an hour": 4,
+    "trains for half an hour": 5,
 }
 _PIECE = re.compile(
     r"^(?P<fence>```+)(?P<kind>.*)\n(?P<code>(?s:.*?))^(?P=fence)$|^<!-- (?P<comment>(?s:.*?)) -->$", re.M

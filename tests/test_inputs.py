@@ -190,7 +190,7 @@ def test_thumbnails_of_all_shapes(shape: tuple[int, ...], dtype: type) -> None:
 def test_predict_warns_and_strictly_refuses(model: pynca.Model) -> None:
     with pytest.warns(UserWarning, match="the image does not look like what scenes learnt on"):
         pynca.predict(-scene(0), model)
-    with pytest.raises(ValueError, match=r"learnt on .*; bundled models are hippocampus"):
+    with pytest.raises(ValueError, match=r"learnt on .*; bundled models are cardiac-lv, hippocampus"):
         pynca.segment(-scene(0), model, strict=True)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -214,7 +214,7 @@ def test_the_default_model_refuses_unless_forced(folder: Path, capsys: pytest.Ca
     assert cli.main(["segment", "wrong.nii.gz", "no.nii.gz"]) == 1
     said = capsys.readouterr().err
     assert said.startswith("pynca: wrong.nii.gz does not look like what hippocampus learnt on")
-    assert "bundled models are hippocampus" in said
+    assert "bundled models are cardiac-lv, hippocampus" in said
     assert "--force" in said
     assert said.count("\n") == 1
     assert not (folder / "no.nii.gz").exists()

@@ -278,7 +278,7 @@ def test_estimate_says_what_does_not_fit(tmp_path: Path, capsys: pytest.CaptureF
         (["."], "holds no"),
         ([".", "--threads", "0"], "threads is 0"),
         ([".", "--samples", "0"], "--samples is 0"),
-        ([".", "-m", "brain"], "brain does not exist; bundled models are hippocampus"),
+        ([".", "-m", "brain"], "brain does not exist; bundled models are cardiac-lv, hippocampus"),
     ],
 )
 def test_wrong_use(

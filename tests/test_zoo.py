@@ -11,7 +11,7 @@ import pytest
 
 import pynca
 from pynca import cli, zoo
-from pynca.evaluation import score_file
+from pynca.evaluation import patient_dice, score_file
 from support import DATA
 
 
@@ -19,7 +19,7 @@ from support import DATA
 def test_every_model_is_small_and_described(name: str) -> None:
     path = zoo.find(name)
     assert path is not None
-    assert path.stat().st_size <= 300_000
+    assert path.stat().st_size <= 400_000
     model = pynca.load_model(name)
     assert model.parameters <= 100_000
     assert model.card.name == name
@@ -64,3 +64,24 @@ def test_hippocampus_on_unseen_volumes() -> None:
     scores = [score_file(model, folder / "images" / name, folder / "labels" / name) for name in paths]
     assert np.mean([score.hard_dice for score in scores]) > 0.88
     assert np.mean([score.hd95 for score in scores]) < 2.5
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason=f"{DATA} with the real files is not there")
+def test_cardiac_on_unseen_patients() -> None:
+    """Every third slice of two of the patients that it was not trained on."""
+    pytest.importorskip("PIL", reason="needs the extra image")
+    model, folder = pynca.load_model("cardiac-lv"), DATA / "cardiac"
+    for patient in ("SC-HF-NI-04", "SC-N-03"):
+        names = sorted(path.name for path in (folder / "labels").glob(f"{patient}_*.png"))[1::3]
+        scores = [score_file(model, folder / "images" / n, folder / "labels" / n, patient=patient) for n in names]
+        assert len(scores) >= 4
+        assert patient_dice(scores)[patient] > 0.85
+
+
+def test_its_name_is_all_it_takes(data: Path) -> None:
+    pytest.importorskip("PIL", reason="needs the extra image")
+    path = data / "cardiac" / "images" / "SC-N-03_0220.png"
+    mask = pynca.segment(path, model="cardiac-lv", spacing=1.35)
+    assert mask.shape == (256, 256)
+    with pytest.raises(ValueError, match="bundled models are cardiac-lv, hippocampus"):
+        pynca.predict(path, spacing=1.35, strict=True)
