@@ -103,7 +103,7 @@ def calibrate(
         )
     nqm = _limit(np.array([trial.nqm for trial in trials]), bad)
     sure = -_limit(np.array([-trial.confidence for trial in trials]), bad)
-    quality = Quality(nqm=round(nqm, 4), samples=samples, confidence=round(sure, 4), **_sizes(cases, model))
+    quality = replace(Quality(nqm=round(nqm, 4), samples=samples, confidence=round(sure, 4)), **_sizes(cases, model))
     names = hashlib.sha256("\n".join(case.name for case in cases).encode()).hexdigest()[:16]
     text = (
         f"{len(cases)} images (names' sha256 {names}); {len(chosen)} of them segmented, each as it is and with noise "
