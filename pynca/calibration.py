@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from .cases import Case
 from .evaluation import check_pair
-from .inputs import learn_expected
+from .inputs import Range, learn_expected
 from .metrics import hard_dice
 from .model import Model
 from .quality import Quality, confidence
@@ -103,7 +103,8 @@ def calibrate(
         )
     nqm = _limit(np.array([trial.nqm for trial in trials]), bad)
     sure = -_limit(np.array([-trial.confidence for trial in trials]), bad)
-    quality = replace(Quality(nqm=round(nqm, 4), samples=samples, confidence=round(sure, 4)), **_sizes(cases, model))
+    volume, area = _ranges(cases, model)
+    quality = Quality(nqm=round(nqm, 4), samples=samples, confidence=round(sure, 4), volume_ml=volume, area_cm2=area)
     names = hashlib.sha256("\n".join(case.name for case in cases).encode()).hexdigest()[:16]
     text = (
         f"{len(cases)} images (names' sha256 {names}); {len(chosen)} of them segmented, each as it is and with noise "
@@ -114,22 +115,28 @@ def calibrate(
     return replace(model, expected=expected, quality=replace(quality, calibrated_on=text))
 
 
-def _sizes(cases: Sequence[Case], model: Model) -> dict[str, tuple[float, float]]:
+def _ranges(cases: Sequence[Case], model: Model) -> tuple[Range | None, Range | None]:
     """Return the least and largest volume of the label in ml, or area in cm² where all cases are single slices.
 
     Nothing where a file does not say how large its voxels are; pictures have those of the model.
     """
-    sizes: dict[str, list[float]] = {"volume_ml": [], "area_cm2": []}
+    volumes: list[float] = []
+    areas: list[float] = []
     for case in cases:
         label = read_label(case.label)
         if label.data.ndim == 2:
             label = sized(label, model)
         if label.voxel_size is None:
-            return {}
-        counted = np.count_nonzero(label.data) * math.prod(label.voxel_size)
-        sizes["area_cm2" if label.data.ndim == 2 else "volume_ml"].append(counted / 10**label.data.ndim)
-    ranges = {name: (round(min(seen), 4), round(max(seen), 4)) for name, seen in sizes.items() if seen}
-    return ranges if len(ranges) == 1 else {}
+            return None, None
+        size = np.count_nonzero(label.data) * math.prod(label.voxel_size) / 10**label.data.ndim
+        (areas if label.data.ndim == 2 else volumes).append(size)
+    if volumes and areas:
+        return None, None
+    return _range(volumes), _range(areas)
+
+
+def _range(sizes: Sequence[float]) -> Range | None:
+    return (round(min(sizes), 4), round(max(sizes), 4)) if sizes else None
 
 
 def _trial(
