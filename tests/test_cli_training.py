@@ -199,6 +199,7 @@ def test_training_on_pictures(
     recipe = training.Recipe(
         channels=8, hidden=16, steps=(6, 5, 4), scales=(16, 4, 1), patch=(32, 32), border=4, batch=4, rate=0.004,
         betas=(0.9, 0.99), supervision=1.0, negatives=0.125, on_errors=0.25,
+        small_first=True, loss="slice_dice_bce",
         augmentation=training.Augmentation(flip=True, rotation=180.0),
     )  # fmt: skip
     outcome = training.fit("images", "labels", "from_python", recipe=recipe, validation="validation.txt", epochs=24)

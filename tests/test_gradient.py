@@ -124,6 +124,25 @@ def test_losses_by_finite_differences(name: str) -> None:
         assert numeric == pytest.approx(gradient[place], rel=1e-5, abs=1e-9)
 
 
+def test_each_slice_has_its_own_dice() -> None:
+    random = np.random.default_rng(3)
+    x, t = random.normal(size=(3, 4, 4)), (random.random((3, 4, 4)) < 0.3).astype(float)
+    own = np.mean([losses.dice(x[n], t[n])[0] for n in range(3)])
+    value, gradient = losses.slice_dice_bce(x, t)
+    assert value == pytest.approx(own + losses.bce(x, t)[0])
+    ends = [16, 32]  # the same cells in one row
+    flat, slope = losses.evaluate("slice_dice_bce", x.reshape(-1, 1), t.reshape(-1, 1), ends)  # type: ignore[arg-type]
+    assert flat == pytest.approx(value)
+    np.testing.assert_allclose(slope.reshape(x.shape), gradient, rtol=1e-6)
+
+    small = np.zeros((2, 8, 8))
+    small[0, :6], small[1, 0, 0] = 1, 1
+    missed = np.where(small[:1] > 0, 9.0, -9.0).repeat(2, axis=0)
+    missed[1] = -9  # the large structure is found, the small one is not
+    assert losses.dice(missed, small)[0] < 0.02
+    assert losses.slice_dice_bce(missed, small, smooth=0.1)[0] - losses.bce(missed, small)[0] > 0.4
+
+
 def test_losses_stay_finite_where_a_sigmoid_saturates() -> None:
     x, t = np.array([-1e4, 1e4, -800.0, 800.0]), np.array([1.0, 0.0, 0.0, 1.0])
     for name in losses.LOSSES:

@@ -150,6 +150,24 @@ def test_negatives_do_not_show_the_label() -> None:
     np.testing.assert_allclose(images, 0.1 + 0.5 * seen, atol=1e-6)
 
 
+def test_small_structures_are_drawn_more_often() -> None:
+    labels = np.zeros((4, 64, 64), np.float32)
+    for n, side in enumerate((0, 4, 16, 32)):
+        labels[n, 20 : 20 + side, 20 : 20 + side] = 1
+    still = Augmentation(rotation=0, scale=0, shift=0, tone=0, contrast=0, bias=0, noise=0)
+
+    def areas(small_first: bool) -> np.ndarray:
+        drawn = sampling.draw(
+            Slices(labels, labels), 2000, still, sampling.generator(0, 0, 0), small_first=small_first
+        )[1]
+        return drawn[:1000].sum(axis=(1, 2)).round()
+
+    often = 1 / (np.array([16, 256, 1024]) + np.mean([16, 256, 1024]) / 4)
+    for small_first, shares in ((False, np.full(3, 1 / 3)), (True, often / often.sum())):
+        found = areas(small_first)
+        assert [np.mean(found == area) for area in (16, 256, 1024)] == pytest.approx(list(shares), abs=0.05)
+
+
 def test_few_negatives_are_as_many_on_average() -> None:
     labels = np.zeros((4, 64, 64), np.float32)
     labels[:, 25:40, 25:40] = 1

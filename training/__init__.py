@@ -46,7 +46,8 @@ def gradients(
     seed : int
         Seed of the random fire mask; batch member n draws as sample n. Default 0.
     loss : str
-        One of ``pynca.training.losses``: ``"dice"``, ``"bce"``, ``"dice_bce"`` (default), ``"dice_focal"``.
+        One of ``pynca.training.losses``: ``"dice"``, ``"bce"``, ``"dice_bce"`` (default), ``"slice_dice_bce"``,
+        ``"dice_focal"``.
     threads : int, optional
         As in `pynca.Rule.run`; the result does not depend on it.
 

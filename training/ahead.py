@@ -61,5 +61,8 @@ class Batches:
     def _draw(self, attempt: int, number: int) -> Batch:
         recipe = self._recipe
         random = generator(recipe.seed, attempt, number)
-        images, labels = draw(self._slices, recipe.batch, recipe.augmentation, random, negatives=recipe.negatives)
+        images, labels = draw(
+            self._slices, recipe.batch, recipe.augmentation, random,
+            negatives=recipe.negatives, small_first=recipe.small_first,
+        )  # fmt: skip
         return Batch(images, labels, random)

@@ -105,7 +105,9 @@ def loss_and_gradients(
         state = tape.nca(weights[n], state, steps, masks=fires[n], seed=seed, level=n, wanted=wanted, threads=threads)
         if judged:
             logits = tape.channels(state, 1, 2)
-            losses.append((supervision, tape.loss(recipe.loss, logits, shrink_mean(labels, scale)[..., None])))
+            target = shrink_mean(labels, scale)[..., None]
+            # smoothed by a pixel's side instead of a cell: a small structure is less than a cell here
+            losses.append((supervision, tape.loss(recipe.loss, logits, target, smooth=1 / scale)))
     assert state is not None
     corners = places(state.value[..., 1]) if callable(places) else places
     above = recipe.above
@@ -117,10 +119,12 @@ def loss_and_gradients(
         threads=threads,
     )  # fmt: skip
     logits, target = tape.channels(state, 1, 2), cut(labels, corners, recipe.patch)[..., None]
+    ends: list[int] | None = None
     if seen is not None:
         chosen = seen.astype(bool)
         logits, target = tape.select(logits, chosen), target[chosen]
-    losses.append((1.0, tape.loss(recipe.loss, logits, target)))
+        ends = np.cumsum(chosen.sum(axis=(1, 2)))[:-1].tolist()
+    losses.append((1.0, tape.loss(recipe.loss, logits, target, ends)))
     total = tape.weighted_sum(losses)
     total.backward()
     return float(total.value), [w.gradients for w in weights]

@@ -41,6 +41,8 @@ class Recipe:
         Slices in a batch.
     negatives : float
         Share of the batch that is cut from where the label is not, and enlarged. Default 0.
+    small_first : bool
+        Draw slices with little of the label more often, about inversely to its area. Default False.
     on_label, on_errors : float
         Shares of the patches that are laid around a pixel of the label, and around one that the level above the
         finest now takes for the label though it is not; the rest lie anywhere. Default 0.5 and 0.
@@ -84,6 +86,7 @@ class Recipe:
     supervision: float = 0.0
     batch: int = 16
     negatives: float = 0.0
+    small_first: bool = False
     on_label: float = 0.5
     on_errors: float = 0.0
     batches: int = 10000
@@ -168,6 +171,7 @@ class Recipe:
         see the field: at a fire rate of one half influence needs about 1.3 steps a cell, so that 16 steps on a quarter
         of 256 pixels reach 48 of them; each coarse level is then judged too, patches have a border that is not, a
         quarter of them lies on what is wrongly found, and an eighth of the slices does not show the label.
+        Small structures are drawn more often, and each slice has a Dice of its own.
 
         Parameters
         ----------
@@ -189,6 +193,8 @@ class Recipe:
                 "border": 8,
                 "supervision": 1.0,
                 "negatives": 0.125,
+                "small_first": True,
+                "loss": "slice_dice_bce",
                 "on_errors": 0.25,
                 "patch": (64, 64),
                 "rate": 3e-3,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,19 @@ class Slices:
 
     images: FloatArray
     labels: FloatArray
+
+    @cached_property
+    def shown(self) -> NDArray[np.intp]:
+        """Which slices show the label."""
+        return np.flatnonzero(self.labels.max(axis=(1, 2)) > 0.5)
+
+    @cached_property
+    def small_first(self) -> NDArray[np.float64]:
+        """How often to draw each of `shown` so that small structures are seen more often: 1 / (area + mean / 4)."""
+        area = self.labels[self.shown].sum(axis=(1, 2), dtype=np.float64)
+        often = 1 / (area + area.mean() / 4)
+        share: NDArray[np.float64] = often / often.sum()
+        return share
 
 
 @dataclass(frozen=True)
@@ -88,15 +102,21 @@ def generator(seed: int, attempt: int, batch: int) -> np.random.Generator:
 
 
 def draw(
-    slices: Slices, count: int, augmentation: Augmentation, random: np.random.Generator, *, negatives: float = 0.0
+    slices: Slices,
+    count: int,
+    augmentation: Augmentation,
+    random: np.random.Generator,
+    *,
+    negatives: float = 0.0,
+    small_first: bool = False,
 ) -> tuple[FloatArray, FloatArray]:
     """Draw images and labels (count, H, W): half of the slices show the label, the rest are any.
 
-    The last of them, a share of ``negatives``, are windows beside the label, enlarged.
+    Those that show it are drawn evenly or, with ``small_first``, more often where there is little of it. The last of
+    all, a share of ``negatives``, are windows beside the label, enlarged.
     """
-    shown = np.flatnonzero(slices.labels.max(axis=(1, 2)) > 0.5)
     chosen = random.integers(len(slices.images), size=count)
-    chosen[: count // 2] = random.choice(shown, count // 2)
+    chosen[: count // 2] = random.choice(slices.shown, count // 2, p=slices.small_first if small_first else None)
     images, labels = slices.images[chosen], slices.labels[chosen]
     beside = int(count * negatives + random.random()) if negatives else 0  # so many on average
     if not beside:

@@ -184,9 +184,9 @@ def sigmoid(logits: Node) -> Node:
     return Node(p, (logits,), lambda gradient: (gradient * p * (1 - p),))
 
 
-def loss(name: str, logits: Node, target: FloatArray) -> Node:
-    """One of the losses in `pynca.training.losses`; ``target`` has the logits' shape."""
-    value, slope = losses.evaluate(name, logits.value, target)
+def loss(name: str, logits: Node, target: FloatArray, ends: Sequence[int] | None = None, smooth: float = 1.0) -> Node:
+    """One of the losses in `pynca.training.losses`, as its ``evaluate``; ``target`` has the logits' shape."""
+    value, slope = losses.evaluate(name, logits.value, target, ends, smooth)
     return Node(np.array(value, np.float64), (logits,), lambda gradient: (slope * np.float32(gradient),))
 
 

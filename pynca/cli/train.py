@@ -35,7 +35,7 @@ examples:
 # What a recipe chooses by the size of a slice where the command line does not.
 _CHOSEN = (
     *("channels", "hidden", "scales", "steps", "patch", "border", "supervision", "batch", "negatives", "on_errors"),
-    *("rate", "betas"),
+    *("rate", "betas", "loss", "small_first"),
 )
 
 
@@ -211,7 +211,16 @@ def add(commands: Commands) -> None:
         metavar="WHICH",
         help="ship the weights that did best on what validates, or the last, in which that has no say (default best)",
     )
-    how.add_argument("--loss", default="dice_bce", help="dice, bce, dice_bce or dice_focal (default dice_bce)")
+    how.add_argument(
+        "--loss",
+        help="dice, bce, dice_bce, slice_dice_bce (each slice's own Dice) or dice_focal (default dice_bce; "
+        "slice_dice_bce above 96 pixels)",
+    )
+    how.add_argument(
+        "--small-first",
+        action=argparse.BooleanOptionalAction,
+        help="draw slices with little of the label more often (default off; on above 96 pixels)",
+    )
     how.add_argument("--seed", type=whole, default=0, metavar="S", help="seed of everything (default 0)")
     how.add_argument("--threads", type=whole, metavar="N", help=THREADS)
     how.add_argument("--resume", action="store_true", help="go on where an interrupted training stopped")
@@ -262,7 +271,6 @@ def run(arguments: argparse.Namespace) -> int:
         chosen = {name: tuple(v) if isinstance(v, list) else v for name, v in chosen.items() if v is not None}
         chosen |= {
             "keep": arguments.keep,
-            "loss": arguments.loss,
             "seed": arguments.seed,
             "augmentation": Augmentation(
                 flip=arguments.flip,
