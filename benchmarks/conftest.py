@@ -11,7 +11,6 @@ import pynca
 import results
 from measure import Measure, Report
 from pynca.config import thread_count
-from pynca.zoo import find
 
 FOLDER = Path(__file__).parent / "results"
 _REPORT = pytest.StashKey[Report]()
@@ -34,10 +33,7 @@ def on(threads: int) -> str:
 @pytest.fixture(scope="session")
 def cardiac_lv() -> pynca.Model:
     """The bundled model of three levels, for slices of 256x256."""
-    path = find("cardiac-lv")
-    if path is None:
-        pytest.skip("this pynca comes without the model cardiac-lv")
-    return pynca.load_model(path)
+    return pynca.load_model("cardiac-lv")
 
 
 def pytest_configure(config: pytest.Config) -> None:

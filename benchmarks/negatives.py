@@ -15,9 +15,9 @@ import numpy as np
 
 import pynca
 from pynca.cases import find_cases, only
-from pynca.preprocessing import resize_linear
 from pynca.training.dataset import prepare
-from pynca.training.sampling import window
+from pynca.training.sampling import vary, window
+from robustness import NOTHING
 
 
 def main() -> None:
@@ -38,15 +38,13 @@ def main() -> None:
     height, width = model.preparation.size
     shares, skipped = [], 0
     for image, label in zip(slices.images, slices.labels, strict=True):
-        for _ in range(arguments.windows):
-            side, y, x = window(label, random)
-            rows = slice(int((y - side / 2) * height), int((y + side / 2) * height))
-            columns = slice(int((x - side / 2) * width), int((x + side / 2) * width))
-            if label[rows, columns].any():
+        windows = np.array([window(label, random) for _ in range(arguments.windows)])
+        repeated = (array[None].repeat(len(windows), axis=0) for array in (image, label))
+        for enlarged, seen in zip(*vary(*repeated, NOTHING, random, windows), strict=True):
+            if seen.any():
                 skipped += 1
                 continue
-            enlarged = resize_linear(image[None, rows, columns], model.preparation.size)
-            shares.append(float((model.logits(enlarged[0], threads=arguments.threads) > 0).mean()))
+            shares.append(float((model.logits(enlarged, threads=arguments.threads) > 0).mean()))
     found = np.array(shares)
     # as large as the model takes them for, enlarged as they are
     area = found * (height * width * model.preparation.spacing[0] * model.preparation.spacing[1] / 100)

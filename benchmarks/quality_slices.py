@@ -23,20 +23,20 @@ from pynca.metrics import hard_dice
 from pynca.quality import judge
 from pynca.segmentation import sized
 from pynca.volumes import Volume, read_label, read_volume
-from quality_control import Change, Image, Truth, bias_field, blur, gamma, ghosting, inverted, noise, resampled, shifted
-
-
-def scaled(by: float) -> Change:
-    about = [lambda n: (np.arange(n) - (n - 1) / 2) / by + (n - 1) / 2] * 2
-    return resampled(*about, lambda n: np.arange(n) * 1.0)
-
-
-def turned(x: Image, t: Truth, random: np.random.Generator) -> tuple[Image, Truth]:
-    return np.rot90(x), np.rot90(t)
-
-
-def mirrored(x: Image, t: Truth, random: np.random.Generator) -> tuple[Image, Truth]:
-    return x[:, ::-1], t[:, ::-1]
+from quality_control import (
+    Change,
+    Image,
+    Truth,
+    bias_field,
+    blur,
+    gamma,
+    ghosting,
+    inverted,
+    noise,
+    scaled,
+    shifted,
+    turned,
+)
 
 
 def faded(x: Image, t: Truth, random: np.random.Generator) -> tuple[Image, Truth]:
@@ -54,8 +54,8 @@ CHANGES: dict[str, Change] = {
     **{f"blur, {n} times": blur(n) for n in (8, 32)},
     **{f"scale {s:g}": scaled(s) for s in (0.4, 0.6, 0.8, 1.3, 1.8)},
     **{f"shift {n} pixels": shifted(n, 0) for n in (20, 60)},
-    "turned by a quarter": turned,
-    "mirrored": mirrored,
+    "turned by a quarter": turned(1, 0, 2, flip=[0]),
+    "mirrored": turned(0, 1, 2, flip=[1]),
 }
 
 

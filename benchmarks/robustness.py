@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from pynca.volumes import Orientation, read_volume
 Floats = NDArray[np.float32]
 Change = Callable[[Floats, Floats, np.random.Generator], tuple[Floats, Floats]]
 
-NOTHING = Augmentation(rotation=0, scale=0, shift=0, tone=0, contrast=0, bias=0, noise=0)
+NOTHING = Augmentation(rotation=0, zoom=0, shift=0, tone=0, contrast=0, bias=0, noise=0)
 
 
 def noise(sd: float) -> Change:
@@ -56,10 +57,13 @@ def bias_field(strength: float) -> Change:
 
 
 class _Fixed:
-    """A generator that always draws the upper end, so that `vary` moves by exactly what is asked."""
+    """A generator that always draws the same end, so that `vary` moves by exactly what is asked."""
+
+    def __init__(self, upper: bool) -> None:
+        self._upper = upper
 
     def uniform(self, low: float, high: float, size: tuple[int, ...]) -> NDArray[np.float64]:
-        return np.full(size, high)
+        return np.full(size, high if self._upper else low)
 
     def random(self, size: tuple[int, ...]) -> NDArray[np.float64]:
         return np.ones(size)
@@ -68,9 +72,9 @@ class _Fixed:
         return np.zeros(size)
 
 
-def moved(**how: float) -> Change:
-    settings = Augmentation(**{**NOTHING.__dict__, **how})
-    return lambda x, t, random: vary(x, t, settings, _Fixed())  # type: ignore[arg-type]
+def moved(how: str, by: float) -> Change:
+    settings = replace(NOTHING, **{how: abs(by)})
+    return lambda x, t, random: vary(x, t, settings, _Fixed(by > 0))  # type: ignore[arg-type]
 
 
 # What the reproduction (anchors: Dice .865 undegraded, soft, labels of the official code) reports beside each.
@@ -84,13 +88,13 @@ CONDITIONS: dict[str, tuple[Change, float | None]] = {
     "bias field 0.3": (bias_field(0.3), 0.808),
     "bias field 0.5": (bias_field(0.5), 0.654),
     "bias field 0.7": (bias_field(0.7), 0.429),
-    "scale 0.8": (moved(scale=-0.2), 0.743),
-    "scale 0.9": (moved(scale=-0.1), 0.804),
-    "scale 1.1": (moved(scale=0.1), 0.854),
-    "scale 1.2": (moved(scale=0.2), 0.807),
-    "shift 2": (moved(shift=2), 0.859),
-    "shift 5": (moved(shift=5), 0.834),
-    "shift 10": (moved(shift=10), 0.770),
+    "scale 0.8": (moved("zoom", -0.2), 0.743),
+    "scale 0.9": (moved("zoom", -0.1), 0.804),
+    "scale 1.1": (moved("zoom", 0.1), 0.854),
+    "scale 1.2": (moved("zoom", 0.2), 0.807),
+    "shift 2": (moved("shift", 2), 0.859),
+    "shift 5": (moved("shift", 5), 0.834),
+    "shift 10": (moved("shift", 10), 0.770),
 }
 
 

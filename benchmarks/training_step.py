@@ -126,21 +126,25 @@ def with_torch(p: Problem, threads: int, step_of: Callable[..., Any] = papers_st
             state = step(state, fires)
         return state
 
-    def error(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    def error(logits: torch.Tensor, target: torch.Tensor, scale: int, seen: torch.Tensor | None = None) -> torch.Tensor:
         q = torch.sigmoid(logits)
-        dice = 1 - (2 * (q * target).sum() + 1) / (q.sum() + target.sum() + 1)
-        return dice + f.binary_cross_entropy(q, target)
+        cross = f.binary_cross_entropy(*((q, target) if seen is None else (q[seen], target[seen])))
+        if seen is not None:
+            q, target = q * seen, target * seen
+        over, smooth = ((1, 2), 1 / scale) if recipe.loss == "slice_dice_bce" else ((0, 1, 2), 1.0)
+        dice = 1 - (2 * (q * target).sum(over) + smooth) / (q.sum(over) + target.sum(over) + smooth)
+        return dice.mean() + cross
 
     def loss() -> torch.Tensor:
         state, above, total = start, coarsest, torch.zeros(())
         for n, scale in enumerate(recipe.scales[:-1]):
             state = run(n, entered(shrunk(images, scale, p.shrink), state, above // scale))
             if recipe.supervision:
-                total = total + recipe.supervision * error(state[..., 1], shrunk(labels, scale, "mean"))
+                total = total + recipe.supervision * error(state[..., 1], shrunk(labels, scale, "mean"), scale)
             above = scale
         # cut before cells are repeated: the papers' code repeats those of the whole slice first
         state = run(-1, entered(patches(images, 1), patches(state, above), above))
-        return total + error(state[..., 1][seen], patches(labels, 1)[seen])
+        return total + error(state[..., 1], patches(labels, 1), 1, seen if recipe.border else None)
 
     def differentiate() -> tuple[float, list[Arrays]]:
         for adam in adams:

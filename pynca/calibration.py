@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,12 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .cases import Case
+from .cases import Case, evenly
 from .evaluation import check_pair
 from .inputs import Range, learn_expected
 from .metrics import hard_dice
 from .model import Model
-from .quality import Quality, confidence
+from .quality import Quality, area_cm2, confidence, volume_ml
 from .segmentation import predict, sized
 from .volumes import Volume, read_label, read_volume
 
@@ -85,7 +84,7 @@ def calibrate(
         raise ValueError(f"samples is {samples}; a calibration needs at least 2, since NQM is how much runs disagree")
     expected = learn_expected((read_volume(case.image) for case in cases), model.preparation)
     plain = replace(model, expected=None, quality=None)
-    chosen = [cases[i] for i in np.linspace(0, len(cases) - 1, min(at_most, len(cases))).astype(int)]
+    chosen = evenly(cases, at_most)
     trials = []
     for n, case in enumerate(chosen):
         image, label = sized(read_volume(case.image), model), read_label(case.label)
@@ -124,12 +123,11 @@ def _ranges(cases: Sequence[Case], model: Model) -> tuple[Range | None, Range | 
     areas: list[float] = []
     for case in cases:
         label = read_label(case.label)
-        if label.data.ndim == 2:
-            label = sized(label, model)
-        if label.voxel_size is None:
+        flat = label.data.ndim == 2
+        size = area_cm2(label.data, sized(label, model)) if flat else volume_ml(label.data, label)
+        if size is None:
             return None, None
-        size = np.count_nonzero(label.data) * math.prod(label.voxel_size) / 10**label.data.ndim
-        (areas if label.data.ndim == 2 else volumes).append(size)
+        (areas if flat else volumes).append(size)
     if volumes and areas:
         return None, None
     return _range(volumes), _range(areas)

@@ -8,8 +8,13 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
 
 from .volumes import INPUTS, is_input, is_volume_path, split_name
+
+T = TypeVar("T")
 
 # The patient of a picture is what stands before the last underscore: PATIENT_FRAME.png
 PICTURES_BY = r"(.+)_[^_]+"
@@ -93,6 +98,11 @@ def only(cases: Sequence[Case], names: str | os.PathLike[str]) -> list[Case]:
     if unknown:
         raise ValueError(f"{names} names {unknown[0]}, which is neither among the labels nor among the patients")
     return [case for case in cases if case.name in wanted or case.group in wanted]
+
+
+def evenly(things: Sequence[T], count: int) -> list[T]:
+    """Return so many at most, spread over all."""
+    return [things[i] for i in np.linspace(0, len(things) - 1, min(count, len(things))).astype(int)]
 
 
 def read_dataset(folder: str | os.PathLike[str], group_by: str | None = None) -> Dataset:

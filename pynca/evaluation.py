@@ -167,6 +167,21 @@ def table(scores: Sequence[Score]) -> str:
     return "\n".join(lines)
 
 
+def group_names(patients: Sequence[str], pattern: str) -> list[str]:
+    """Return the group of each patient, as `group_table` finds it and with its errors."""
+    try:
+        expression = re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
+    groups = []
+    for patient in patients:
+        found = expression.search(patient)
+        if found is None:
+            raise ValueError(f"{pattern!r} is not found in {patient}; it must find the group in every name")
+        groups.append(found[1] if expression.groups else found[0])
+    return groups
+
+
 def group_table(scores: Sequence[Score], pattern: str) -> str:
     """Return a line for each group of patients, such as those with one disease.
 
@@ -181,16 +196,9 @@ def group_table(scores: Sequence[Score], pattern: str) -> str:
     ValueError
         The pattern is no regular expression, or is not found in a patient's name.
     """
-    try:
-        expression = re.compile(pattern)
-    except re.error as error:
-        raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
     groups: dict[str, list[Score]] = {}
-    for score in scores:
-        found = expression.search(score.patient)
-        if found is None:
-            raise ValueError(f"{pattern!r} is not found in {score.patient}; it must find the group in every name")
-        groups.setdefault(found[1] if expression.groups else found[0], []).append(score)
+    for score, group in zip(scores, group_names([score.patient for score in scores], pattern), strict=True):
+        groups.setdefault(group, []).append(score)
     lines = [f"{'':14} patients  Dice of a patient     images  mean Dice  median  under 0.5  HD95, mm"]
     for name, members in sorted(groups.items()):
         of_patients = list(patient_dice(members).values())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -142,13 +142,24 @@ def judge(segmentation: Segmentation, model: Model) -> tuple[Verdict | None, lis
 def _size(segmentation: Segmentation, quality: Quality) -> tuple[tuple[float, float] | None, float | None, str]:
     """Return what volumes pass, the label's own where it is known, and the unit; of a single slice, areas."""
     mask, image = segmentation.mask, segmentation.volume
-    count = np.count_nonzero(mask)
-    sides = None if image is None else image.voxel_size
     if mask.ndim < 3 or (quality.volumes is None and mask.shape.count(1) == 1):
-        plane = None if sides is None else [mm for mm, n in zip(sides, mask.shape, strict=False) if n > 1]
-        return quality.areas, None if plane is None else count * math.prod(plane) / 100, "cm²"
+        return quality.areas, area_cm2(mask, image), "cm²"
+    return quality.volumes, volume_ml(mask, image), "ml"
+
+
+def area_cm2(mask: NDArray[Any], image: Volume | None) -> float | None:
+    """Return the area of what is not 0 in a single slice; None where nobody knows how large a pixel is."""
+    sides = None if image is None else image.voxel_size
+    if sides is None:
+        return None
+    plane = [mm for mm, n in zip(sides, mask.shape, strict=False) if n > 1]
+    return float(np.count_nonzero(mask) * math.prod(plane) / 100)
+
+
+def volume_ml(mask: NDArray[Any], image: Volume | None) -> float | None:
+    """Return the volume of what is not 0; None where nobody knows how large a voxel is, and for several volumes."""
     voxel = None if image is None or mask.ndim > 3 else image.voxel_volume
-    return quality.volumes, None if voxel is None else count * voxel / 1000, "ml"
+    return None if voxel is None else float(np.count_nonzero(mask) * voxel / 1000)
 
 
 def _doubts(segmentation: Segmentation, quality: Quality) -> list[str]:

@@ -142,7 +142,7 @@ def test_patches_lie_on_what_is_wrongly_found() -> None:
 def test_negatives_do_not_show_the_label() -> None:
     labels = np.zeros((40, 64, 64), np.float32)
     labels[:, 25:40, 25:40] = 1
-    still = Augmentation(rotation=0, scale=0, shift=0, tone=0, contrast=0, bias=0, noise=0)
+    still = Augmentation(rotation=0, zoom=0, shift=0, tone=0, contrast=0, bias=0, noise=0)
     slices = Slices(0.1 + 0.5 * labels, labels)
     images, seen = sampling.draw(slices, 40, still, sampling.generator(0, 0, 0), negatives=0.25)
     assert (seen[:30].max(axis=(1, 2)) > 0.9).all()
@@ -154,7 +154,7 @@ def test_small_structures_are_drawn_more_often() -> None:
     labels = np.zeros((4, 64, 64), np.float32)
     for n, side in enumerate((0, 4, 16, 32)):
         labels[n, 20 : 20 + side, 20 : 20 + side] = 1
-    still = Augmentation(rotation=0, scale=0, shift=0, tone=0, contrast=0, bias=0, noise=0)
+    still = Augmentation(rotation=0, zoom=0, shift=0, tone=0, contrast=0, bias=0, noise=0)
 
     def areas(small_first: bool) -> np.ndarray:
         drawn = sampling.draw(
@@ -171,7 +171,7 @@ def test_small_structures_are_drawn_more_often() -> None:
 def test_few_negatives_are_as_many_on_average() -> None:
     labels = np.zeros((4, 64, 64), np.float32)
     labels[:, 25:40, 25:40] = 1
-    still = Augmentation(rotation=0, scale=0, shift=0, tone=0, contrast=0, bias=0, noise=0)
+    still = Augmentation(rotation=0, zoom=0, shift=0, tone=0, contrast=0, bias=0, noise=0)
     shown = [
         sampling.draw(Slices(labels, labels), 4, still, sampling.generator(0, 0, n), negatives=0.125)[1].max(
             axis=(1, 2)
@@ -184,7 +184,7 @@ def test_few_negatives_are_as_many_on_average() -> None:
 def test_some_are_turned_by_quarters() -> None:
     random = np.random.default_rng(0)
     labels = random.random((60, 9, 9)).astype(np.float32)
-    turned = Augmentation(rotation=0, scale=0, shift=0, tone=0, contrast=0, bias=0, noise=0, quarters=0.5)
+    turned = Augmentation(rotation=0, zoom=0, shift=0, tone=0, contrast=0, bias=0, noise=0, quarters=0.5)
     _, seen = sampling.vary(labels, labels, turned, sampling.generator(0, 0, 0))
     quarters = [
         [k for k in range(4) if np.allclose(after, np.rot90(before, k), atol=1e-5)]
@@ -238,7 +238,7 @@ def test_recipes_that_cannot_be(options: dict[str, Any], sentence: str) -> None:
     ("options", "sentence"),
     [
         ({"quarters": 1.5}, "quarters is 1.5; it must be a number from 0 to 1"),
-        ({"scale": 1.0}, "scale is 1.0; it must be a number from 0 to 0.9"),
+        ({"zoom": 1.0}, "zoom is 1.0; it must be a number from 0 to 0.9"),
         ({"shift": -1.0}, "shift is -1.0; it must be a number of at least 0"),
         ({"noise": float("nan")}, "noise is nan"),
     ],

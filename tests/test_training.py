@@ -158,7 +158,7 @@ def test_clip_and_average() -> None:
 
 
 def test_without_augmentation_slices_stay_as_they_are() -> None:
-    slices, none = blobs(), Augmentation(rotation=0, scale=0, shift=0, tone=0, contrast=0, bias=0, noise=0)
+    slices, none = blobs(), Augmentation(rotation=0, zoom=0, shift=0, tone=0, contrast=0, bias=0, noise=0)
     random = sampling.generator(0, 0, 0)
     images, labels = sampling.vary(slices.images, slices.labels, none, random)
     np.testing.assert_allclose(images, slices.images, atol=1e-6)
@@ -167,7 +167,7 @@ def test_without_augmentation_slices_stay_as_they_are() -> None:
 
 def test_image_and_label_move_together() -> None:
     slices = blobs()
-    moved = Augmentation(flip=True, rotation=40, scale=0.2, shift=2, tone=0, contrast=0, bias=0, noise=0)
+    moved = Augmentation(flip=True, rotation=40, zoom=0.2, shift=2, tone=0, contrast=0, bias=0, noise=0)
     images, labels = sampling.vary(slices.labels * 0.5, slices.labels, moved, sampling.generator(1, 0, 0))
     np.testing.assert_allclose(images, labels * 0.5, atol=1e-6)
     assert np.abs(labels - slices.labels).max() > 0.5

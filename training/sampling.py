@@ -57,7 +57,7 @@ class Augmentation:
         Degrees.
     quarters : float
         Share of the slices that are turned further, by one, two or three quarters.
-    scale : float
+    zoom : float
         Relative size.
     shift : float
         Pixels.
@@ -78,7 +78,7 @@ class Augmentation:
 
     flip: bool = False
     rotation: float = 12.0
-    scale: float = 0.12
+    zoom: float = 0.12
     shift: float = 3.0
     tone: float = 0.3
     contrast: float = 0.15
@@ -89,7 +89,7 @@ class Augmentation:
     def __post_init__(self) -> None:
         for name, most in (
             *(("rotation", math.inf), ("shift", math.inf), ("noise", math.inf)),
-            *(("scale", 0.9), ("tone", 1.0), ("contrast", 1.0), ("bias", 1.0), ("quarters", 1.0)),
+            *(("zoom", 0.9), ("tone", 1.0), ("contrast", 1.0), ("bias", 1.0), ("quarters", 1.0)),
         ):
             if not (0 <= getattr(self, name) <= most and getattr(self, name) < math.inf):
                 limit = "of at least 0" if most == math.inf else f"from 0 to {most:g}"
@@ -161,7 +161,7 @@ def vary(
     def spread(limit: float) -> NDArray[np.float64]:
         return random.uniform(-limit, limit, (count, 1, 1))
 
-    turn, size = np.deg2rad(spread(a.rotation)), 1.0 + spread(a.scale)
+    turn, size = np.deg2rad(spread(a.rotation)), 1.0 + spread(a.zoom)
     if a.quarters:  # nothing is drawn for what is turned off
         further = random.random((count, 1, 1)) < a.quarters
         turn = turn + math.pi / 2 * further * random.integers(1, 4, (count, 1, 1))

@@ -11,12 +11,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
 from pynca import Card, Model, Preparation, _core
-from pynca.cases import Case, Dataset, find_cases
+from pynca.cases import Case, Dataset, evenly, find_cases
 from pynca.config import thread_count
 from pynca.evaluation import patient_dice, score_file
 from pynca.inputs import learn_expected
@@ -27,8 +26,6 @@ from .dataset import preparation_for, prepare, split
 from .fit import STATE, State, fit_slices, saved_recipe, train_batch
 from .recipe import Recipe
 from .sampling import Slices
-
-T = TypeVar("T")
 
 # During training a few cases stand for all: a full evaluation would take longer than the batches between two.
 _SELECTING = 16  # patients
@@ -163,8 +160,8 @@ def train(
         recipe = _of_length(recipe, math.ceil(epochs * len(slices.images) / recipe.batch))
     elif minutes is not None:
         recipe = _of_length(recipe, batches_in(minutes, slices, recipe, preparation, threads))
-    some = set(_evenly(list(dict.fromkeys(case.group for case in validation)), _SELECTING))
-    chosen = _evenly([case for case in validation if case.group in some], _IMAGES)
+    some = set(evenly(list(dict.fromkeys(case.group for case in validation)), _SELECTING))
+    chosen = evenly([case for case in validation if case.group in some], _IMAGES)
 
     def dice(model: Model, cases: Sequence[Case]) -> list[float]:
         """The Dice of each patient."""
@@ -189,11 +186,6 @@ def train(
     expected = learn_expected((read_volume(case.image) for case in cases), preparation)
     card = described(model.card, recipe, cases, scores, seconds)
     return Outcome(replace(model, card=card, expected=expected), scores, seconds)
-
-
-def _evenly(things: Sequence[T], count: int) -> Sequence[T]:
-    """Return so many at most, spread over all."""
-    return [things[i] for i in np.linspace(0, len(things) - 1, min(count, len(things))).astype(int)]
 
 
 def described(card: Card, recipe: Recipe, cases: Sequence[Case], scores: Sequence[float], seconds: float) -> Card:

@@ -58,7 +58,7 @@ def add(commands: Commands) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the command and return its exit code."""
     from ..cases import find_cases, only
-    from ..evaluation import Score, group_table, score_file, table, write_csv
+    from ..evaluation import group_names, group_table, score_file, table, write_csv
     from ..model import load_model
     from ..progress import Progress
 
@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.cases is not None:
             cases = only(cases, arguments.cases)
         if arguments.by is not None:
-            group_table([Score(case.name, 0, 0, 0, 0, patient=case.group) for case in cases], arguments.by)
+            group_names([case.group for case in cases], arguments.by)
     except (ValueError, OSError) as error:
         raise WrongUse(sentence(error)) from None
     model = load_model(arguments.model)

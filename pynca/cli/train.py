@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -272,17 +273,7 @@ def run(arguments: argparse.Namespace) -> int:
         chosen |= {
             "keep": arguments.keep,
             "seed": arguments.seed,
-            "augmentation": Augmentation(
-                flip=arguments.flip,
-                rotation=arguments.rotation,
-                quarters=arguments.quarters,
-                scale=arguments.zoom,
-                shift=arguments.shift,
-                tone=arguments.tone,
-                contrast=arguments.contrast,
-                bias=arguments.bias,
-                noise=arguments.noise,
-            ),
+            "augmentation": Augmentation(**{f.name: getattr(arguments, f.name) for f in fields(Augmentation)}),
         }
         if arguments.published:
             recipe = Recipe.published(**chosen)
