@@ -74,7 +74,8 @@ Sweep::Sweep(const Rule::Packed& rule, int width)
     : rule_(rule), kernels_(*rule.kernels), side_(2 * rule.radius + 1), row_floats_(side_ * rule.channels),
       block_(kBlockCells), mask_(round_up(width, kFireBlock)),
       columns_(static_cast<size_t>(kBandCells) + width), neighbours_(static_cast<size_t>(side_) * block_),
-      centers_(block_), input_rows_(block_), hidden_rows_(block_), changed_(columns_.size()),
+      centers_(block_), input_rows_(block_), perceived_rows_(block_), recalled_rows_(block_),
+      hidden_rows_(block_), changed_(columns_.size()),
       hidden_(static_cast<size_t>(block_) * rule.fc0.panels().outputs),
       changes_((columns_.size() + kernels_.cells) * rule.fc1.panels().outputs),
       kept_(static_cast<size_t>(rule.radius) * width * rule.channels), zeros_(row_floats_),
@@ -84,6 +85,7 @@ Sweep::Sweep(const Rule::Packed& rule, int width)
     band_.reserve(kBandRows);
     for (int i = 0; i < block_; ++i) {
         input_rows_[i] = inputs_.data() + static_cast<size_t>(i) * input_stride_;
+        perceived_rows_[i] = input_rows_[i] + rule.channels;
         hidden_rows_[i] = hidden_.data() + static_cast<size_t>(i) * rule.fc0.panels().outputs;
     }
     for (int dy = 0; dy < side_; ++dy)
@@ -225,16 +227,31 @@ int Sweep::hide(int begin, int end) {
     const int tiles = (end - begin + kernels_.cells - 1) / kernels_.cells;
     point_at_neighbours(begin, end, begin + tiles * kernels_.cells);
     kernels_.gather(centers_.data(), end - begin, rule_.channels, inputs_.data(), input_stride_);
-    float* perceived = inputs_.data() + rule_.channels;
-    if (rule_.perception == Perception::sobel)
-        kernels_.sobel(patches_.data(), end - begin, rule_.channels, perceived, input_stride_);
-    else
-        kernels_.product(patches_.data(), side_, tiles, rule_.perceive.panels(), {}, perceived,
-                         input_stride_);
+    perceive(end - begin, tiles);
     const Panels& fc0 = rule_.fc0.panels();
     const Segment inputs = {input_rows_.data(), 3 * rule_.channels, input_stride_};
     kernels_.product(&inputs, 1, tiles, fc0, {After::relu}, hidden_.data(), fc0.outputs);
     return tiles;
+}
+
+// What the first cells of the block perceive.
+void Sweep::perceive(int cells, int tiles) {
+    const int length = 2 * rule_.channels;
+    float* perceived = inputs_.data() + rule_.channels;
+    if (recalled_) {
+        for (int i = 0; i < cells; ++i, recalled_ += length)
+            recalled_rows_[i] = recalled_;
+        kernels_.gather(recalled_rows_.data(), cells, length, perceived, input_stride_);
+    } else if (rule_.perception == Perception::sobel) {
+        kernels_.sobel(patches_.data(), cells, rule_.channels, perceived, input_stride_);
+    } else {
+        kernels_.product(patches_.data(), side_, tiles, rule_.perceive.panels(), {}, perceived,
+                         input_stride_);
+    }
+    if (recorded_) {
+        kernels_.gather(perceived_rows_.data(), cells, length, recorded_, length);
+        recorded_ += static_cast<size_t>(cells) * length;
+    }
 }
 
 // The changes of the band's cells begin .. end - 1, at most a block.

@@ -59,6 +59,11 @@ class Sweep {
     int most_cells() const { return static_cast<int>(columns_.size()); } // of any band
     int hide(int begin, int end); // perceives and computes the hidden layer; returns the tiles
 
+    // Until further notice hide leaves there what each cell perceives, one after the other; or takes it from
+    // there instead of computing it.
+    void record(float* perceived) { recorded_ = perceived; }
+    void recall(const float* perceived) { recalled_ = perceived; }
+
     // What hide has left of the cells of the block: the rows of their neighbours, [state, perceived], hidden
     // layer.
     const Segment* patches() const { return patches_.data(); }
@@ -87,6 +92,7 @@ class Sweep {
     const float* border_patch(const float* row, int x, int cell, int dy);
     void point_at_neighbours(int begin, int end, int padded_end);
     void fetch_ahead(int begin, int end) const;
+    void perceive(int cells, int tiles);
     void compute(int begin, int end);
     void keep_last_rows();
     void add_changes();
@@ -107,12 +113,14 @@ class Sweep {
     std::vector<BandRow> band_;
     int cells_ = 0;
     std::vector<const float*> neighbours_; // [row of the patch][cell of the block]
-    std::vector<const float*> centers_, input_rows_, hidden_rows_;
+    std::vector<const float*> centers_, input_rows_, perceived_rows_, recalled_rows_, hidden_rows_;
     std::vector<float*> changed_; // the band's firing cells
     std::vector<Segment> patches_;
     Buffer inputs_, hidden_, changes_; // inputs: [state, perceived]
     Buffer kept_, zeros_, border_;
     int input_stride_;
+    float* recorded_ = nullptr;
+    const float* recalled_ = nullptr;
 };
 
 } // namespace nca

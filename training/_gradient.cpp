@@ -24,7 +24,8 @@ using Bytes = py::array_t<uint8_t, py::array::c_style>;
 using Numbers = py::array_t<uint32_t, py::array::c_style>;
 using Weights = std::map<std::string, Floats>;
 
-// Steps of a rule on a batch of states. Keeps every state in memory; hidden layers are computed again.
+// Steps of a rule on a batch of states. Keeps every state and what was perceived; hidden layers are computed
+// again.
 class Rollout {
   public:
     Rollout(const std::string& perception, const std::string& padding, int input_channels, double fire_rate,
@@ -50,7 +51,8 @@ class Rollout {
                                 fire_);
             fire_.masks = reaching_.data();
         }
-        nca::rollout(rule_, states, count(), height(), width(), steps_, fire_, threads_);
+        perceived_ = nca::Perceived(rule_, count(), height(), width(), steps_);
+        nca::rollout(rule_, states, perceived_, count(), height(), width(), steps_, fire_, threads_);
     }
 
     // The last state, (N, H, W, C).
@@ -78,8 +80,8 @@ class Rollout {
         float* first = state.mutable_data();
         {
             const py::gil_scoped_release release;
-            nca::backward(rule_, states_.data(), first, count(), height(), width(), steps_, fire_, threads_,
-                          to);
+            nca::backward(rule_, states_.data(), perceived_, first, count(), height(), width(), steps_, fire_,
+                          threads_, to);
         }
         return {std::move(out), std::move(state)};
     }
@@ -134,6 +136,7 @@ class Rollout {
     nca::RuleWeights rule_{};
     nca::Fire fire_{};
     Floats states_;
+    nca::Perceived perceived_;
 };
 
 } // namespace

@@ -25,25 +25,24 @@ struct Sums {
         : rows(rows), columns(columns), stride(round_up(columns, kernels.width)),
           data(static_cast<size_t>(rows) * stride) {}
 
-    const float* row(int m) const { return data.data() + static_cast<size_t>(m) * stride; }
+    float* row(int m) const { return data.data() + static_cast<size_t>(m) * stride; }
     void add(const Sums& other) const {
         for (size_t i = 0; i < static_cast<size_t>(rows) * stride; ++i)
             data.data()[i] += other.data.data()[i];
     }
 };
 
-// What a slot sums. Perception's outputs are [p0, p1], its inputs the rows of a patch, each padded to whole
-// registers; fc0's are [state, perceived].
+// What a slot sums, laid out with as many whole registers in a row as can be. Perception's inputs are those
+// of a patch, row by row, its outputs [p0, p1]; fc0's inputs are [state, perceived].
 struct Slot {
-    Sums perceive, perceive_bias, fc0, fc0_bias, fc1;
+    Sums perceive, perceive_bias, fc0, fc0_bias, fc1; // a row an input, but of fc1 an output
 
     explicit Slot(const Rule::Packed& rule)
-        : fc0(*rule.kernels, rule.hidden, 3 * rule.channels), fc0_bias(*rule.kernels, 1, rule.hidden),
+        : fc0(*rule.kernels, 3 * rule.channels, rule.hidden), fc0_bias(*rule.kernels, 1, rule.hidden),
           fc1(*rule.kernels, rule.channels, rule.hidden) {
         const int side = 2 * rule.radius + 1;
         if (rule.perception == Perception::conv) {
-            perceive = Sums(*rule.kernels, 2 * rule.channels,
-                            side * round_up(side * rule.channels, rule.kernels->width));
+            perceive = Sums(*rule.kernels, side * side * rule.channels, 2 * rule.channels);
             perceive_bias = Sums(*rule.kernels, 1, 2 * rule.channels);
         }
     }
@@ -150,18 +149,22 @@ class Backprop {
           changes_(sweep_.most_cells() + kernels_.cells, round_up(rule.channels, kernels_.width)),
           hidden_(sweep_.block(), transposed.fc1.panels().outputs),
           seen_(sweep_.block(), transposed.fc0.panels().outputs, rule.channels),
-          spread_(sweep_.block(), conv() ? transposed.perceive.panels().outputs : 9 * rule.channels),
-          ones_(sweep_.block()), cells_(sweep_.block()),
+          spread_(sweep_.block(), conv() ? transposed.perceive.panels().outputs : 9 * rule.channels), one_(1),
+          ones_(sweep_.block(), one_.data()), cells_(sweep_.block()),
           patches_(static_cast<size_t>(sweep_.block()) * side_) {
-        std::fill_n(ones_.data(), sweep_.block(), 1.0f);
+        one_.data()[0] = 1.0f;
     }
 
     // Takes the gradient of one image's state back from after the last step to before the first. `image_at`
-    // gives the image before a step.
-    template <class ImageAt> void run(float* gradient, int steps, const Slot& slot, const ImageAt& image_at) {
+    // gives the image before a step, `perceived_at` what its cells perceived.
+    template <class ImageAt, class PerceivedAt>
+    void run(float* gradient, int steps, const Slot& slot, const ImageAt& image_at,
+             const PerceivedAt& perceived_at) {
         field_.read(gradient);
-        for (int step = steps; step-- > 0;)
+        for (int step = steps; step-- > 0;) {
+            sweep_.recall(perceived_at(step));
             this->step(image_at(step), step, slot);
+        }
         field_.write(gradient);
     }
 
@@ -206,12 +209,12 @@ class Backprop {
         const int tiles = sweep_.hide(begin, end);
         point_at_cells(begin, end);
 
-        outer(changes_.row(begin), changes_.stride, channels, sweep_.hidden_rows(), rule_.hidden, cells,
+        outer(changes_.pointers.data() + begin, channels, sweep_.hidden_rows(), rule_.hidden, cells,
               slot.fc1);
         product(changes_.segment(channels, begin), tiles, transposed_.fc1, {After::gate, sweep_.hidden()},
                 hidden_);
 
-        outer(hidden_.row(0), hidden_.stride, rule_.hidden, sweep_.inputs(), 3 * channels, cells, slot.fc0);
+        outer(sweep_.inputs(), 3 * channels, hidden_.pointers.data(), rule_.hidden, cells, slot.fc0);
         sum(hidden_.pointers.data(), rule_.hidden, cells, slot.fc0_bias);
         product(hidden_.segment(rule_.hidden), tiles, transposed_.fc0, {}, seen_);
         kernels_.add(cells_.data(), seen_.data.data(), seen_.stride, 0, channels, cells);
@@ -242,9 +245,8 @@ class Backprop {
         sum(seen_.pointers.data(), 2 * channels, cells, slot.perceive_bias);
         for (int dy = 0; dy < side_; ++dy) {
             const Segment& patch = sweep_.patches()[dy];
-            kernels_.outer(seen_.data.data() + channels, seen_.stride, 2 * channels, patch.rows, patch.length,
-                           cells, slot.perceive.data.data() + dy * (slot.perceive.columns / side_),
-                           slot.perceive.stride);
+            kernels_.outer(patch.rows, patch.length, seen_.pointers.data(), 2 * channels, cells,
+                           slot.perceive.row(dy * patch.length), slot.perceive.stride);
         }
         product(seen_.segment(2 * channels), tiles, transposed_.perceive, {}, spread_);
     }
@@ -253,12 +255,12 @@ class Backprop {
                  const Rows& out) const {
         kernels_.product(&in, 1, tiles, weights.panels(), after, out.data.data(), out.stride);
     }
-    void outer(const float* a, int a_stride, int rows, const float* const* b, int columns, int cells,
+    void outer(const float* const* a, int rows, const float* const* b, int columns, int cells,
                const Sums& sums) const {
-        kernels_.outer(a, a_stride, rows, b, columns, cells, sums.data.data(), sums.stride);
+        kernels_.outer(a, rows, b, columns, cells, sums.row(0), sums.stride);
     }
     void sum(const float* const* rows, int columns, int cells, const Sums& sums) const {
-        kernels_.outer(ones_.data(), 1, 1, rows, columns, cells, sums.data.data(), sums.stride);
+        outer(ones_.data(), 1, rows, columns, cells, sums);
     }
 
     const Rule::Packed& rule_;
@@ -273,7 +275,8 @@ class Backprop {
     Rows changes_, hidden_;            // gradients of the band's changes, of the block's hidden layer
     Rows seen_;                        // gradient of [state, perceived]; pointers at perceived
     Rows spread_;                      // what it gives to the neighbours
-    Buffer ones_;
+    Buffer one_;
+    std::vector<const float*> ones_;
     // Where the block's cells and the rows of their neighbours are in the field.
     std::vector<float*> cells_, patches_;
 };
@@ -287,11 +290,12 @@ void need_around(uint8_t* needed, int y, int x, int radius, int height, int widt
 }
 
 void write(const RuleWeights& w, const Slot& sums, const WeightGradients& out) {
-    const size_t c = w.channels, side = w.kernel_size, taps = side * side;
+    const size_t c = w.channels, taps = static_cast<size_t>(w.kernel_size) * w.kernel_size;
     for (size_t n = 0; n < c; ++n)
         std::copy_n(sums.fc1.row(n), w.hidden, out.fc1_weight + n * w.hidden);
     for (int n = 0; n < w.hidden; ++n)
-        std::copy_n(sums.fc0.row(n), 3 * c, out.fc0_weight + n * 3 * c);
+        for (size_t k = 0; k < 3 * c; ++k)
+            out.fc0_weight[n * 3 * c + k] = sums.fc0.row(k)[n];
     std::copy_n(sums.fc0_bias.row(0), w.hidden, out.fc0_bias);
     if (w.perception != Perception::conv)
         return;
@@ -299,8 +303,7 @@ void write(const RuleWeights& w, const Slot& sums, const WeightGradients& out) {
         float* kernel = (n < c ? out.p0_weight : out.p1_weight) + n % c * c * taps;
         for (size_t in = 0; in < c; ++in)
             for (size_t tap = 0; tap < taps; ++tap)
-                kernel[in * taps + tap] =
-                    sums.perceive.row(n)[tap / side * (sums.perceive.columns / side) + tap % side * c + in];
+                kernel[in * taps + tap] = sums.perceive.row(tap * c + in)[n];
     }
     std::copy_n(sums.perceive_bias.row(0), c, out.p0_bias);
     std::copy_n(sums.perceive_bias.row(0) + c, c, out.p1_bias);
@@ -331,8 +334,15 @@ void reaching_masks(uint8_t* masks, const uint8_t* wanted, const RuleWeights& we
     }
 }
 
-void rollout(const RuleWeights& weights, float* states, size_t count, int height, int width, int steps,
-             const Fire& fire, int threads) {
+Perceived::Perceived(const RuleWeights& weights, size_t count, int height, int width, int steps)
+    : member_floats_(static_cast<size_t>(height) * width * 2 * weights.channels) {
+    if (weights.perception == Perception::conv)
+        for (int step = 0; step < steps; ++step)
+            steps_.emplace_back(new float[count * member_floats_]); // not zeroed
+}
+
+void rollout(const RuleWeights& weights, float* states, const Perceived& perceived, size_t count, int height,
+             int width, int steps, const Fire& fire, int threads) {
     const Rule rule(weights);
     const Rule::Packed& packed = rule.packed();
     check_size(packed, height, width);
@@ -350,13 +360,15 @@ void rollout(const RuleWeights& weights, float* states, size_t count, int height
                 float* after = before + count * image_floats;
                 std::copy_n(before + member * image_floats, image_floats, after + member * image_floats);
                 const Image image = image_of(packed, after, count, height, width, fire, member);
+                sweeps[thread].record(perceived.at(step, member));
                 sweeps[thread].step(image, 0, height, step, {});
             }
     });
 }
 
-void backward(const RuleWeights& weights, const float* states, float* gradient, size_t count, int height,
-              int width, int steps, const Fire& fire, int threads, const WeightGradients& out) {
+void backward(const RuleWeights& weights, const float* states, const Perceived& perceived, float* gradient,
+              size_t count, int height, int width, int steps, const Fire& fire, int threads,
+              const WeightGradients& out) {
     const Rule rule(weights);
     const Rule::Packed& packed = rule.packed();
     const Transposed transposed(weights);
@@ -375,11 +387,14 @@ void backward(const RuleWeights& weights, const float* states, float* gradient, 
     team.run([&](int thread) {
         for (size_t slot; (slot = next.fetch_add(1)) < slot_count;)
             for (size_t member = slot; member < count; member += slot_count)
-                workers[thread].run(gradient + member * image_floats, steps, slots[slot], [&](int step) {
-                    // only read: nothing here changes a state
-                    float* state = const_cast<float*>(states) + step * count * image_floats;
-                    return image_of(packed, state, count, height, width, fire, member);
-                });
+                workers[thread].run(
+                    gradient + member * image_floats, steps, slots[slot],
+                    [&](int step) {
+                        // only read: nothing here changes a state
+                        float* state = const_cast<float*>(states) + step * count * image_floats;
+                        return image_of(packed, state, count, height, width, fire, member);
+                    },
+                    [&](int step) { return perceived.at(step, member); });
     });
     for (size_t i = 1; i < slot_count; ++i)
         slots[0].add(slots[i]);

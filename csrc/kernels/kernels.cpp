@@ -316,17 +316,18 @@ void add(float* const* to, const float* from, int stride, int first, int length,
 
 // R rows and V registers of columns of an outer product; `last` floats in the last register count.
 template <int R, int V>
-NCA_INLINE void outer_tile(const float* a, int a_stride, const float* const* b, int column, int last,
+NCA_INLINE void outer_tile(const float* const* a, int row, const float* const* b, int column, int last,
                            int cells, float* out, int out_stride) {
     Vector sums[R][V];
     NCA_UNROLL for (int m = 0; m < R; ++m) NCA_UNROLL for (int v = 0; v < V; ++v) sums[m][v] =
         load<Vector>(out + m * out_stride + v * kWidth);
-    for (int k = 0; k < cells; ++k, a += a_stride) {
+    for (int k = 0; k < cells; ++k) {
+        const float* x_of = a[k] + row;
         Vector w[V];
         NCA_UNROLL for (int v = 0; v + 1 < V; ++v) w[v] = load<Vector>(b[k] + column + v * kWidth);
         w[V - 1] = load_first(b[k] + column + (V - 1) * kWidth, last);
         NCA_UNROLL for (int m = 0; m < R; ++m) {
-            const Vector x = broadcast(a[m]);
+            const Vector x = broadcast(x_of[m]);
             NCA_UNROLL for (int v = 0; v < V; ++v) sums[m][v] = multiply_add(x, w[v], sums[m][v]);
         }
     }
@@ -335,23 +336,23 @@ NCA_INLINE void outer_tile(const float* a, int a_stride, const float* const* b, 
 }
 
 template <int V>
-void outer_columns(const float* a, int a_stride, int rows, const float* const* b, int column, int last,
-                   int cells, float* out, int out_stride) {
+void outer_columns(const float* const* a, int rows, const float* const* b, int column, int last, int cells,
+                   float* out, int out_stride) {
     int m = 0;
     for (; m + kOuterRows <= rows; m += kOuterRows, out += kOuterRows * out_stride)
-        outer_tile<kOuterRows, V>(a + m, a_stride, b, column, last, cells, out, out_stride);
+        outer_tile<kOuterRows, V>(a, m, b, column, last, cells, out, out_stride);
     for (; m < rows; ++m, out += out_stride)
-        outer_tile<1, V>(a + m, a_stride, b, column, last, cells, out, out_stride);
+        outer_tile<1, V>(a, m, b, column, last, cells, out, out_stride);
 }
 
-void outer(const float* a, int a_stride, int rows, const float* const* b, int columns, int cells, float* out,
+void outer(const float* const* a, int rows, const float* const* b, int columns, int cells, float* out,
            int out_stride) {
     for (int n = 0; n < columns;) {
         const int left = (columns - n + kWidth - 1) / kWidth;
         const int vectors = left < kOuterVectors ? left : kOuterVectors;
         const int rest = columns - n - (vectors - 1) * kWidth, last = rest < kWidth ? rest : kWidth;
         const auto run = vectors == 1 ? outer_columns<1> : vectors == 2 ? outer_columns<2> : outer_columns<3>;
-        run(a, a_stride, rows, b, n, last, cells, out + n, out_stride);
+        run(a, rows, b, n, last, cells, out + n, out_stride);
         n += vectors * kWidth;
     }
 }

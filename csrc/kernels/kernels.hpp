@@ -60,10 +60,10 @@ struct Kernels {
     // to[i][c] += from[i * stride + c] for first <= c < length, cell by cell.
     void (*add)(float* const* to, const float* from, int stride, int first, int length, int cells);
 
-    // out[m][n] += sum over cells k of a[k * a_stride + m] * b[k][n], in ascending k, for m < rows and
-    // n < columns; rows of out have room for whole registers.
-    void (*outer)(const float* a, int a_stride, int rows, const float* const* b, int columns, int cells,
-                  float* out, int out_stride);
+    // out[m][n] += sum over cells k of a[k][m] * b[k][n], in ascending k, for m < rows and n < columns; rows
+    // of out have room for whole registers.
+    void (*outer)(const float* const* a, int rows, const float* const* b, int columns, int cells, float* out,
+                  int out_stride);
 
     // mask[x] = 1 where cell x fires; writes whole blocks of kFireBlock cells.
     void (*fire)(const FireRow& row, int width, uint8_t* mask);
