@@ -28,6 +28,7 @@ import numpy as np
 import pynca
 from peer_torch import entered, fused_step, papers_step, shrunk
 from pynca import _core
+from pynca.training._gradient import reuse_memory
 from pynca.training.optimizers import Adam, Arrays
 from pynca.training.pipeline import initial_weights, loss_and_gradients, rules_of
 from pynca.training.recipe import Recipe
@@ -87,6 +88,7 @@ def case(name: str) -> Problem:
 def with_pynca(p: Problem, threads: int) -> Side:
     recipe, levels = p.recipe, list(p.weights)
     adams = [Adam(recipe.betas) for _ in levels]
+    reuse_memory(True)  # as training does
 
     def differentiate() -> tuple[float, list[Arrays]]:
         return loss_and_gradients(

@@ -74,9 +74,8 @@ Sweep::Sweep(const Rule::Packed& rule, int width)
     : rule_(rule), kernels_(*rule.kernels), side_(2 * rule.radius + 1), row_floats_(side_ * rule.channels),
       block_(kBlockCells), mask_(round_up(width, kFireBlock)),
       columns_(static_cast<size_t>(kBandCells) + width), neighbours_(static_cast<size_t>(side_) * block_),
-      centers_(block_), input_rows_(block_), perceived_rows_(block_), recalled_rows_(block_),
-      hidden_rows_(block_), changed_(columns_.size()),
-      hidden_(static_cast<size_t>(block_) * rule.fc0.panels().outputs),
+      centers_(block_), input_rows_(block_), recalled_rows_(block_), hidden_rows_(block_),
+      changed_(columns_.size()), hidden_(static_cast<size_t>(block_) * rule.fc0.panels().outputs),
       changes_((columns_.size() + kernels_.cells) * rule.fc1.panels().outputs),
       kept_(static_cast<size_t>(rule.radius) * width * rule.channels), zeros_(row_floats_),
       border_(neighbours_.size() * row_floats_),
@@ -85,7 +84,6 @@ Sweep::Sweep(const Rule::Packed& rule, int width)
     band_.reserve(kBandRows);
     for (int i = 0; i < block_; ++i) {
         input_rows_[i] = inputs_.data() + static_cast<size_t>(i) * input_stride_;
-        perceived_rows_[i] = input_rows_[i] + rule.channels;
         hidden_rows_[i] = hidden_.data() + static_cast<size_t>(i) * rule.fc0.panels().outputs;
     }
     for (int dy = 0; dy < side_; ++dy)
@@ -122,6 +120,14 @@ void Sweep::start(const Image& image, int first, int last, const Edges& edges, b
     first_ = first;
     last_ = last;
     in_place_ = in_place;
+}
+
+size_t Sweep::count(const Image& image, int step) {
+    start(image);
+    size_t cells = 0;
+    for (int y = 0; y < image.height; cells += cells_)
+        y = fill_band(y, step);
+    return cells;
 }
 
 int Sweep::fill_band(int y, int step) {
@@ -224,34 +230,40 @@ void Sweep::point_at_neighbours(int begin, int end, int padded_end) {
 
 // What the band's cells begin .. end - 1 perceive, and their hidden layer; at most a block.
 int Sweep::hide(int begin, int end) {
-    const int tiles = (end - begin + kernels_.cells - 1) / kernels_.cells;
+    const int cells = end - begin, tiles = (cells + kernels_.cells - 1) / kernels_.cells;
     point_at_neighbours(begin, end, begin + tiles * kernels_.cells);
-    kernels_.gather(centers_.data(), end - begin, rule_.channels, inputs_.data(), input_stride_);
-    perceive(end - begin, tiles);
+    if (recalled_)
+        take_recalled(cells, tiles);
+    else
+        perceive(cells, tiles);
     const Panels& fc0 = rule_.fc0.panels();
-    const Segment inputs = {input_rows_.data(), 3 * rule_.channels, input_stride_};
-    kernels_.product(&inputs, 1, tiles, fc0, {After::relu}, hidden_.data(), fc0.outputs);
+    const Segment segment = {inputs(), 3 * rule_.channels, recalled_ ? 0 : input_stride_};
+    kernels_.product(&segment, 1, tiles, fc0, {After::relu}, hidden_.data(), fc0.outputs);
     return tiles;
 }
 
-// What the first cells of the block perceive.
+// The states of the first cells of the block, and what they perceive.
 void Sweep::perceive(int cells, int tiles) {
-    const int length = 2 * rule_.channels;
+    kernels_.gather(centers_.data(), cells, rule_.channels, inputs_.data(), input_stride_);
     float* perceived = inputs_.data() + rule_.channels;
-    if (recalled_) {
-        for (int i = 0; i < cells; ++i, recalled_ += length)
-            recalled_rows_[i] = recalled_;
-        kernels_.gather(recalled_rows_.data(), cells, length, perceived, input_stride_);
-    } else if (rule_.perception == Perception::sobel) {
+    if (rule_.perception == Perception::sobel)
         kernels_.sobel(patches_.data(), cells, rule_.channels, perceived, input_stride_);
-    } else {
+    else
         kernels_.product(patches_.data(), side_, tiles, rule_.perceive.panels(), {}, perceived,
                          input_stride_);
-    }
     if (recorded_) {
-        kernels_.gather(perceived_rows_.data(), cells, length, recorded_, length);
-        recorded_ += static_cast<size_t>(cells) * length;
+        kernels_.gather(input_rows_.data(), cells, recorded_length_, recorded_, recorded_length_);
+        recorded_ += static_cast<size_t>(cells) * recorded_length_;
     }
+}
+
+// The same from what was recorded; the cells that fill up the last tile repeat the last one.
+void Sweep::take_recalled(int cells, int tiles) {
+    const int length = 3 * rule_.channels;
+    for (int i = 0; i < cells; ++i, recalled_ += length)
+        recalled_rows_[i] = recalled_;
+    std::fill(recalled_rows_.begin() + cells, recalled_rows_.begin() + tiles * kernels_.cells,
+              recalled_rows_[cells - 1]);
 }
 
 // The changes of the band's cells begin .. end - 1, at most a block.

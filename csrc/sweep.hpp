@@ -53,21 +53,25 @@ class Sweep {
 
     // The parts of a step, for those who need what it computes on the way and change nothing.
     void start(const Image& image) { start(image, 0, image.height, {}, false); }
-    int fill_band(int y, int step);      // lists firing cells; returns the row after the band
-    int cells() const { return cells_; } // in the band
-    int block() const { return block_; } // most cells of one call of hide
+    size_t count(const Image& image, int step); // of firing cells
+    int fill_band(int y, int step);             // lists firing cells; returns the row after the band
+    int cells() const { return cells_; }        // in the band
+    int block() const { return block_; }        // most cells of one call of hide
     int most_cells() const { return static_cast<int>(columns_.size()); } // of any band
     int hide(int begin, int end); // perceives and computes the hidden layer; returns the tiles
 
-    // Until further notice hide leaves there what each cell perceives, one after the other; or takes it from
-    // there instead of computing it.
-    void record(float* perceived) { recorded_ = perceived; }
-    void recall(const float* perceived) { recalled_ = perceived; }
+    // Until further notice hide leaves there the first `length` inputs of each cell, one cell after the
+    // other; or takes all of them from there instead of computing them.
+    void record(float* inputs, int length) {
+        recorded_ = inputs;
+        recorded_length_ = length;
+    }
+    void recall(const float* inputs) { recalled_ = inputs; }
 
     // What hide has left of the cells of the block: the rows of their neighbours, [state, perceived], hidden
     // layer.
     const Segment* patches() const { return patches_.data(); }
-    const float* const* inputs() const { return input_rows_.data(); }
+    const float* const* inputs() const { return (recalled_ ? recalled_rows_ : input_rows_).data(); }
     const float* hidden() const { return hidden_.data(); } // a cell's are fc0.panels().outputs apart
     const float* const* hidden_rows() const { return hidden_rows_.data(); }
 
@@ -93,6 +97,7 @@ class Sweep {
     void point_at_neighbours(int begin, int end, int padded_end);
     void fetch_ahead(int begin, int end) const;
     void perceive(int cells, int tiles);
+    void take_recalled(int cells, int tiles);
     void compute(int begin, int end);
     void keep_last_rows();
     void add_changes();
@@ -113,13 +118,14 @@ class Sweep {
     std::vector<BandRow> band_;
     int cells_ = 0;
     std::vector<const float*> neighbours_; // [row of the patch][cell of the block]
-    std::vector<const float*> centers_, input_rows_, perceived_rows_, recalled_rows_, hidden_rows_;
+    std::vector<const float*> centers_, input_rows_, recalled_rows_, hidden_rows_;
     std::vector<float*> changed_; // the band's firing cells
     std::vector<Segment> patches_;
     Buffer inputs_, hidden_, changes_; // inputs: [state, perceived]
     Buffer kept_, zeros_, border_;
     int input_stride_;
     float* recorded_ = nullptr;
+    int recorded_length_ = 0;
     const float* recalled_ = nullptr;
 };
 

@@ -236,6 +236,36 @@ def test_threads_do_not_change_a_bit(kind: str, isa: str) -> None:
             np.testing.assert_array_equal(gradient, results[0][1][name])
 
 
+@pytest.mark.parametrize("kind", ["sobel", "conv"])
+def test_memory_of_runs_that_are_gone_serves_others(kind: str) -> None:
+    """Neither a run that still lives nor a gradient asked for twice notices."""
+    random = np.random.default_rng(7)
+    rule = random_rule(kind, 8, 16)
+    states = [random.normal(size=(2, size, 16, 8)).astype(np.float32) for size in (16, 17, 9, 30)]
+
+    def run(state: np.ndarray) -> tuple[tape.Weights, tape.Node, tape.Node]:
+        weights, first = tape.Weights(rule), tape.Node(state)
+        return weights, first, tape.nca(weights, first, 3, seed=2)
+
+    def gradient(weights: tape.Weights, first: tape.Node, last: tape.Node) -> list[np.ndarray]:
+        weights.gradients.clear()
+        first.gradient = last.gradient = None
+        tape.loss("bce", last, (last.value > 0).astype(np.float32)).backward()
+        assert first.gradient is not None
+        return [first.gradient, *weights.gradients.values()]
+
+    alone = [gradient(*run(state)) for state in states]
+    with tape.reused_memory():
+        kept = run(states[0])
+        for turn in range(3):
+            for n, state in enumerate(states):
+                for a, b in zip(gradient(*run(state)), alone[n], strict=True):
+                    np.testing.assert_array_equal(a, b, err_msg=f"turn {turn}, state {n}")
+        for _ in range(2):
+            for a, b in zip(gradient(*kept), alone[0], strict=True):
+                np.testing.assert_array_equal(a, b)
+
+
 @pytest.mark.skipif(len(FUSED) < 2, reason="this CPU has one instruction set with fused multiply-add")
 @pytest.mark.parametrize("kind", ["sobel", "conv"])
 def test_instruction_sets_agree_to_the_bit(kind: str) -> None:

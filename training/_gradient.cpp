@@ -1,4 +1,4 @@
-// pybind11: a run that remembers its states, and its gradient.
+// pybind11: a run that is recorded, and its gradient.
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
@@ -24,8 +24,7 @@ using Bytes = py::array_t<uint8_t, py::array::c_style>;
 using Numbers = py::array_t<uint32_t, py::array::c_style>;
 using Weights = std::map<std::string, Floats>;
 
-// Steps of a rule on a batch of states. Keeps every state and what was perceived; hidden layers are computed
-// again.
+// Steps of a rule on a batch of states, recorded; hidden layers are computed again.
 class Rollout {
   public:
     Rollout(const std::string& perception, const std::string& padding, int input_channels, double fire_rate,
@@ -38,12 +37,11 @@ class Rollout {
         const auto* shape = state.shape();
         rule_ = describe(perception, padding, input_channels, fire_rate);
         check(shape);
-        states_ = Floats({static_cast<py::ssize_t>(steps) + 1, shape[0], shape[1], shape[2], shape[3]});
-        std::copy_n(state.data(), state.size(), states_.mutable_data());
+        state_ = copy(state);
         fire_ = {masks_ ? masks_->data() : nullptr, seed, level, samples_.data(), slices_.data()};
         if (wanted && (wanted->ndim() != 3 || !std::equal(shape, shape + 3, wanted->shape())))
             throw std::invalid_argument("wanted must be (N, H, W)");
-        float* states = states_.mutable_data();
+        float* in_place = state_.mutable_data();
         const py::gil_scoped_release release;
         if (wanted) {
             reaching_.resize(static_cast<size_t>(steps) * wanted->size());
@@ -51,23 +49,18 @@ class Rollout {
                                 fire_);
             fire_.masks = reaching_.data();
         }
-        perceived_ = nca::Perceived(rule_, count(), height(), width(), steps_);
-        nca::rollout(rule_, states, perceived_, count(), height(), width(), steps_, fire_, threads_);
+        record_ = nca::Record(rule_, count(), steps_);
+        nca::rollout(rule_, in_place, record_, count(), height(), width(), steps_, fire_, threads_);
     }
 
     // The last state, (N, H, W, C).
-    Floats final_state() const {
-        Floats result({states_.shape(1), states_.shape(2), states_.shape(3), states_.shape(4)});
-        std::copy_n(states_.data() + steps_ * result.size(), result.size(), result.mutable_data());
-        return result;
-    }
+    Floats final_state() const { return copy(state_); }
 
     // The gradients of the weights and of the first state, given that of the last.
     std::pair<Weights, Floats> backward(const Floats& gradient) const {
-        if (gradient.ndim() != 4 || !std::equal(gradient.shape(), gradient.shape() + 4, states_.shape() + 1))
+        if (gradient.ndim() != 4 || !std::equal(gradient.shape(), gradient.shape() + 4, state_.shape()))
             throw std::invalid_argument("gradient must have the shape of the state");
-        Floats state({gradient.shape(0), gradient.shape(1), gradient.shape(2), gradient.shape(3)});
-        std::copy_n(gradient.data(), gradient.size(), state.mutable_data());
+        Floats of_state = copy(gradient);
         Weights out;
         for (const auto& [name, weight] : weights_)
             out[name] = Floats(std::vector<py::ssize_t>(weight.shape(), weight.shape() + weight.ndim()));
@@ -77,19 +70,25 @@ class Rollout {
         };
         const nca::WeightGradients to = {at("p0.weight"),  at("p0.bias"),  at("p1.weight"), at("p1.bias"),
                                          at("fc0.weight"), at("fc0.bias"), at("fc1.weight")};
-        float* first = state.mutable_data();
+        float* in_place = of_state.mutable_data();
         {
             const py::gil_scoped_release release;
-            nca::backward(rule_, states_.data(), perceived_, first, count(), height(), width(), steps_, fire_,
+            nca::backward(rule_, state_.data(), record_, in_place, count(), height(), width(), steps_, fire_,
                           threads_, to);
         }
-        return {std::move(out), std::move(state)};
+        return {std::move(out), std::move(of_state)};
     }
 
   private:
-    size_t count() const { return static_cast<size_t>(states_.shape(1)); }
-    int height() const { return static_cast<int>(states_.shape(2)); }
-    int width() const { return static_cast<int>(states_.shape(3)); }
+    static Floats copy(const Floats& array) {
+        Floats result(std::vector<py::ssize_t>(array.shape(), array.shape() + array.ndim()));
+        std::copy_n(array.data(), array.size(), result.mutable_data());
+        return result;
+    }
+
+    size_t count() const { return static_cast<size_t>(state_.shape(0)); }
+    int height() const { return static_cast<int>(state_.shape(1)); }
+    int width() const { return static_cast<int>(state_.shape(2)); }
 
     const float* weight(const char* name) const {
         const auto found = weights_.find(name);
@@ -135,8 +134,8 @@ class Rollout {
     int steps_, threads_;
     nca::RuleWeights rule_{};
     nca::Fire fire_{};
-    Floats states_;
-    nca::Perceived perceived_;
+    Floats state_; // the last
+    nca::Record record_;
 };
 
 } // namespace
@@ -146,8 +145,10 @@ PYBIND11_MODULE(_gradient, module) {
     const py::capsule host = py::module_::import("pynca._core").attr("lend")();
     nca::borrow(*static_cast<const nca::Host*>(PyCapsule_GetPointer(host.ptr(), "pynca._core.host")));
 
-    py::class_<Rollout>(module, "Rollout",
-                        "Steps of a rule on a batch of states, remembered for the gradient.")
+    module.def("reuse_memory", &nca::reuse_memory, py::arg("more"),
+               "Keep the memory of one rollout for the next; once for each True comes a False.");
+
+    py::class_<Rollout>(module, "Rollout", "Steps of a rule on a batch of states, recorded for the gradient.")
         .def(py::init<const std::string&, const std::string&, int, double, Weights, const Floats&, int,
                       std::optional<Bytes>, uint64_t, int, Numbers, Numbers, const std::optional<Bytes>&,
                       int>(),

@@ -3,6 +3,8 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+def reuse_memory(more: bool) -> None: ...
+
 class Rollout:
     def __init__(
         self,

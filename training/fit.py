@@ -18,6 +18,7 @@ from .optimizers import Adam, Arrays, clip, moved_average
 from .pipeline import initial_weights, loss_and_gradients, model_of, rules_of
 from .recipe import Recipe
 from .sampling import Augmentation, Slices, patches
+from .tape import reused_memory
 
 
 @dataclass
@@ -101,7 +102,7 @@ def fit_slices(
     path = None if folder is None else Path(folder)
     state = load_state(path / STATE, recipe) if resume and path is not None else State.start(recipe)
     began = time.monotonic() - state.seconds
-    with Batches(slices, recipe, threads) as batches:
+    with Batches(slices, recipe, threads) as batches, reused_memory():
         while state.batch < recipe.batches:
             loss = train_batch(state, batches, recipe, preparation, threads)
             tick(state, recipe)

@@ -206,10 +206,10 @@ class Recipe:
         return recipe
 
     def bytes_of_batch(self, size: tuple[int, int]) -> int:
-        """Return about how much memory a batch takes: all states, what was perceived, and slices while they vary."""
+        """Return about how much memory a batch takes: what firing cells record, and slices while they vary."""
         cells = [size[0] * size[1] // scale**2 for scale in self.scales[:-1]] + [self.patch[0] * self.patch[1]]
-        perceived = 2 * self.fire_rate if self.perception == "conv" else 0
-        states = sum((steps * (1 + perceived) + 4) * n for steps, n in zip(self.steps, cells, strict=True))
+        recorded = self.fire_rate * (3 if self.perception == "conv" else 1)
+        states = sum((steps * recorded + 4) * n for steps, n in zip(self.steps, cells, strict=True))
         return self.batch * (int(states) * self.channels * 4 + size[0] * size[1] * _VARYING)
 
     def check_size(self, size: tuple[int, int]) -> None:

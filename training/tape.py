@@ -7,7 +7,8 @@ Med-NCA needs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ from pynca.config import thread_count
 from pynca.rule import FloatArray, UInt8Array
 
 from . import elementary, losses
-from ._gradient import Rollout
+from ._gradient import Rollout, reuse_memory
 
 Gradients = dict[str, FloatArray]
 
@@ -55,6 +56,16 @@ class Node:
             for parent, gradient in zip(node.parents, node._spread(node.gradient), strict=True):
                 if gradient is not None:
                     parent.gradient = gradient if parent.gradient is None else parent.gradient + gradient
+
+
+@contextmanager
+def reused_memory() -> Iterator[None]:
+    """Until its end the memory of one run serves the next; then it goes back to the system."""
+    reuse_memory(True)
+    try:
+        yield
+    finally:
+        reuse_memory(False)
 
 
 class Weights(Node):

@@ -2,6 +2,10 @@
 
 #include <algorithm>
 #include <atomic>
+#include <map>
+#include <mutex>
+#include <numeric>
+#include <utility>
 #include <vector>
 
 #include "../parallel.hpp"
@@ -14,6 +18,52 @@ namespace {
 // Weight gradients are summed over the members n, n + kSlots, ... of a slot, then over slots: in an order
 // that does not depend on threads. More threads than slots find no work.
 constexpr size_t kSlots = 16;
+
+// Memory of records that are gone. Lives as long as the process, as nobody knows which record goes last.
+class Spares {
+  public:
+    using Memory = std::unique_ptr<float[], KeepSpare>;
+
+    static Spares& get() {
+        static Spares& spares = *new Spares;
+        return spares;
+    }
+
+    // The smallest that is large enough, or a new one in place of the largest that is not. Not zeroed.
+    Memory take(size_t floats) {
+        const std::lock_guard lock(mutex_);
+        auto found = spares_.lower_bound(floats);
+        if (found == spares_.end()) {
+            if (!spares_.empty())
+                spares_.erase(std::prev(found));
+            const size_t size = floats + floats / 8; // the next may need a few more
+            return Memory(new float[size], {size});
+        }
+        const size_t size = found->first;
+        float* data = found->second.release();
+        spares_.erase(found);
+        return Memory(data, {size});
+    }
+
+    void keep(float* data, size_t floats) {
+        std::unique_ptr<float[]> spare(data);
+        const std::lock_guard lock(mutex_);
+        if (users_ > 0)
+            spares_.emplace(floats, std::move(spare));
+    }
+
+    void reuse(bool more) {
+        const std::lock_guard lock(mutex_);
+        users_ += more ? 1 : -1;
+        if (users_ <= 0)
+            spares_.clear();
+    }
+
+  private:
+    std::mutex mutex_;
+    int users_ = 0;
+    std::multimap<size_t, std::unique_ptr<float[]>> spares_; // by their size
+};
 
 // A matrix of sums with rows padded to whole registers.
 struct Sums {
@@ -144,7 +194,8 @@ class Backprop {
   public:
     Backprop(const Rule::Packed& rule, const Transposed& transposed, int height, int width)
         : rule_(rule), kernels_(*rule.kernels), transposed_(transposed), sweep_(rule, width),
-          side_(2 * rule.radius + 1), width_(width), field_(rule, height, width),
+          side_(2 * rule.radius + 1), width_(width),
+          state_(static_cast<size_t>(height) * width * rule.channels), field_(rule, height, width),
           kept_(static_cast<size_t>(rule.radius) * width * rule.channels), before_(sweep_.most_cells()),
           changes_(sweep_.most_cells() + kernels_.cells, round_up(rule.channels, kernels_.width)),
           hidden_(sweep_.block(), transposed.fc1.panels().outputs),
@@ -155,21 +206,36 @@ class Backprop {
         one_.data()[0] = 1.0f;
     }
 
-    // Takes the gradient of one image's state back from after the last step to before the first. `image_at`
-    // gives the image before a step, `perceived_at` what its cells perceived.
-    template <class ImageAt, class PerceivedAt>
-    void run(float* gradient, int steps, const Slot& slot, const ImageAt& image_at,
-             const PerceivedAt& perceived_at) {
+    // Takes the gradient of one image's state, a member of the batch, back from after the last step to before
+    // the first; `image` is after the last.
+    void run(float* gradient, Image image, int steps, const Record& record, size_t member, const Slot& slot) {
+        std::copy_n(image.state, image.row_floats * image.height, state_.data());
+        image.state = state_.data();
         field_.read(gradient);
         for (int step = steps; step-- > 0;) {
-            sweep_.recall(perceived_at(step));
-            this->step(image_at(step), step, slot);
+            const float* recorded = record.at(step, member);
+            undo(image, step, recorded, record.length());
+            if (conv())
+                sweep_.recall(recorded);
+            this->step(image, step, slot);
         }
         field_.write(gradient);
     }
 
   private:
     bool conv() const { return rule_.perception == Perception::conv; }
+
+    // Gives the cells that fired in a step the state that they had before.
+    void undo(const Image& image, int step, const float* recorded, int length) {
+        sweep_.start(image);
+        for (int y = 0; y < image.height;) {
+            y = sweep_.fill_band(y, step);
+            sweep_.for_each_cell(0, sweep_.cells(), [&](int, int row, int x) {
+                std::copy_n(recorded, rule_.channels, image.row(row) + x * rule_.channels);
+                recorded += length;
+            });
+        }
+    }
 
     void step(const Image& image, int step, const Slot& slot) {
         sweep_.start(image);
@@ -268,6 +334,7 @@ class Backprop {
     const Transposed& transposed_;
     Sweep sweep_;
     const int side_, width_; // of a patch, of the image
+    Buffer state_;           // of the image, step by step as it was
     Field field_;
     Buffer kept_; // rows up to kept_end_ of the field before the step, as far as later bands need them
     int kept_end_ = 0;
@@ -334,39 +401,54 @@ void reaching_masks(uint8_t* masks, const uint8_t* wanted, const RuleWeights& we
     }
 }
 
-Perceived::Perceived(const RuleWeights& weights, size_t count, int height, int width, int steps)
-    : member_floats_(static_cast<size_t>(height) * width * 2 * weights.channels) {
-    if (weights.perception == Perception::conv)
-        for (int step = 0; step < steps; ++step)
-            steps_.emplace_back(new float[count * member_floats_]); // not zeroed
+void KeepSpare::operator()(float* p) const {
+    Spares::get().keep(p, floats);
 }
 
-void rollout(const RuleWeights& weights, float* states, const Perceived& perceived, size_t count, int height,
-             int width, int steps, const Fire& fire, int threads) {
+void reuse_memory(bool more) {
+    Spares::get().reuse(more);
+}
+
+Record::Record(const RuleWeights& weights, size_t count, int steps)
+    : count_(count), length_(weights.channels * (weights.perception == Perception::conv ? 3 : 1)),
+      ends_(steps * count + 1) {}
+
+void Record::make_room() {
+    std::partial_sum(ends_.begin(), ends_.end(), ends_.begin());
+    cells_ = Spares::get().take(ends_.back() * length_);
+}
+
+void rollout(const RuleWeights& weights, float* state, Record& record, size_t count, int height, int width,
+             int steps, const Fire& fire, int threads) {
     const Rule rule(weights);
     const Rule::Packed& packed = rule.packed();
     check_size(packed, height, width);
-    const size_t image_floats = static_cast<size_t>(height) * width * packed.channels;
     Team team(static_cast<int>(std::min<size_t>(std::max(threads, 1), std::max<size_t>(count, 1))));
     std::vector<Sweep> sweeps;
     sweeps.reserve(team.size());
     for (int i = 0; i < team.size(); ++i)
         sweeps.emplace_back(packed, width);
-    std::atomic<size_t> next{0};
-    team.run([&](int thread) {
-        for (size_t member; (member = next.fetch_add(1)) < count;)
-            for (int step = 0; step < steps; ++step) {
-                float* before = states + step * count * image_floats;
-                float* after = before + count * image_floats;
-                std::copy_n(before + member * image_floats, image_floats, after + member * image_floats);
-                const Image image = image_of(packed, after, count, height, width, fire, member);
-                sweeps[thread].record(perceived.at(step, member));
-                sweeps[thread].step(image, 0, height, step, {});
-            }
+    const auto for_each_member = [&](const auto& visit) {
+        std::atomic<size_t> next{0};
+        team.run([&](int thread) {
+            for (size_t member; (member = next.fetch_add(1)) < count;)
+                visit(sweeps[thread], image_of(packed, state, count, height, width, fire, member), member);
+        });
+    };
+    for_each_member([&](Sweep& sweep, const Image& image, size_t member) {
+        for (int step = 0; step < steps; ++step)
+            record.expect(step, member, sweep.count(image, step));
+    });
+    record.make_room();
+    for_each_member([&](Sweep& sweep, const Image& image, size_t member) {
+        for (int step = 0; step < steps; ++step) {
+            sweep.record(record.at(step, member), record.length());
+            sweep.step(image, 0, height, step, {});
+        }
     });
 }
 
-void backward(const RuleWeights& weights, const float* states, const Perceived& perceived, float* gradient,
+void backward(const RuleWeights& weights, const float* state, const Record& record, float* gradient,
               size_t count, int height, int width, int steps, const Fire& fire, int threads,
               const WeightGradients& out) {
     const Rule rule(weights);
@@ -386,15 +468,13 @@ void backward(const RuleWeights& weights, const float* states, const Perceived& 
     std::atomic<size_t> next{0};
     team.run([&](int thread) {
         for (size_t slot; (slot = next.fetch_add(1)) < slot_count;)
-            for (size_t member = slot; member < count; member += slot_count)
-                workers[thread].run(
-                    gradient + member * image_floats, steps, slots[slot],
-                    [&](int step) {
-                        // only read: nothing here changes a state
-                        float* state = const_cast<float*>(states) + step * count * image_floats;
-                        return image_of(packed, state, count, height, width, fire, member);
-                    },
-                    [&](int step) { return perceived.at(step, member); });
+            for (size_t member = slot; member < count; member += slot_count) {
+                // only read: a worker changes a copy
+                const Image last =
+                    image_of(packed, const_cast<float*>(state), count, height, width, fire, member);
+                workers[thread].run(gradient + member * image_floats, last, steps, record, member,
+                                    slots[slot]);
+            }
     });
     for (size_t i = 1; i < slot_count; ++i)
         slots[0].add(slots[i]);

@@ -21,33 +21,47 @@ struct WeightGradients {
 void reaching_masks(uint8_t* masks, const uint8_t* wanted, const RuleWeights& weights, size_t count,
                     int height, int width, int steps, const Fire& fire);
 
-// What the cells that fired perceived in each step, for rules that learn to: to compute it again costs more
-// than to remember it. There is room for all cells, but what no cell needs is never touched.
-class Perceived {
-  public:
-    Perceived() = default;
-    Perceived(const RuleWeights& weights, size_t count, int height, int width, int steps);
+// The memory of a record that is gone may be kept for the next one: to get a page from the system costs more
+// than to fill it. It is kept between a call with true and one with false, in any number and order.
+void reuse_memory(bool more);
 
-    // Where a member's cells of a step begin; null if nothing is remembered.
+struct KeepSpare {
+    size_t floats = 0;
+    void operator()(float* p) const;
+};
+
+// What each step found where cells fired: their state, so that a step can be undone, and for rules that learn
+// to perceive what they perceived: to compute it again costs more than to remember it.
+class Record {
+  public:
+    Record() = default;
+    Record(const RuleWeights& weights, size_t count, int steps);
+
+    int length() const { return length_; } // floats of a cell
+    // How many cells of a member fire in a step: to be said of all before there is room for any.
+    void expect(int step, size_t member, size_t cells) { ends_[step * count_ + member + 1] = cells; }
+    void make_room();
+    // Where they are, in the order in which they are visited.
     float* at(int step, size_t member) const {
-        return steps_.empty() ? nullptr : steps_[step].get() + member * member_floats_;
+        return cells_.get() + ends_[step * count_ + member] * length_;
     }
 
   private:
-    std::vector<std::unique_ptr<float[]>> steps_;
-    size_t member_floats_ = 0;
+    size_t count_ = 0;
+    int length_ = 0;
+    std::vector<size_t> ends_; // after a 0, in cells
+    std::unique_ptr<float[], KeepSpare> cells_;
 };
 
-// Runs `steps` steps and keeps every state: states is (steps + 1, count, height, width, channels), the first
-// given. The same bits as run.
-void rollout(const RuleWeights& weights, float* states, const Perceived& perceived, size_t count, int height,
-             int width, int steps, const Fire& fire, int threads);
+// Runs `steps` steps in place and records them. The same bits as run.
+void rollout(const RuleWeights& weights, float* state, Record& record, size_t count, int height, int width,
+             int steps, const Fire& fire, int threads);
 
 // Turns the gradient of a loss with respect to the last state into that with respect to the first, in place,
-// and writes the gradient of the weights. `states` and `perceived` are those of rollout, `fire` the same.
+// and writes the gradient of the weights. `state` is what rollout left, `record` and `fire` are the same.
 // Only cells that fired are visited; their hidden layer is computed again. The result does not depend on the
 // number of threads: members of the batch are summed in a fixed number of slots.
-void backward(const RuleWeights& weights, const float* states, const Perceived& perceived, float* gradient,
+void backward(const RuleWeights& weights, const float* state, const Record& record, float* gradient,
               size_t count, int height, int width, int steps, const Fire& fire, int threads,
               const WeightGradients& out);
 

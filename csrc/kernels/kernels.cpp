@@ -321,16 +321,21 @@ NCA_INLINE void outer_tile(const float* const* a, int row, const float* const* b
     Vector sums[R][V];
     NCA_UNROLL for (int m = 0; m < R; ++m) NCA_UNROLL for (int v = 0; v < V; ++v) sums[m][v] =
         load<Vector>(out + m * out_stride + v * kWidth);
-    for (int k = 0; k < cells; ++k) {
-        const float* x_of = a[k] + row;
+    const float* const* const end = a + cells; // there is one at least
+    int64_t x_first = row, w_first = column;
+    do {
+        // Hides that these stay the same, so that they are added in each load and no sum of one is kept in a
+        // register.
+        __asm__("" : "+r"(x_first), "+r"(w_first));
+        const float *x_of = *a++ + x_first, *w_of = *b++ + w_first;
         Vector w[V];
-        NCA_UNROLL for (int v = 0; v + 1 < V; ++v) w[v] = load<Vector>(b[k] + column + v * kWidth);
-        w[V - 1] = load_first(b[k] + column + (V - 1) * kWidth, last);
+        NCA_UNROLL for (int v = 0; v + 1 < V; ++v) w[v] = load<Vector>(w_of + v * kWidth);
+        w[V - 1] = load_first(w_of + (V - 1) * kWidth, last);
         NCA_UNROLL for (int m = 0; m < R; ++m) {
             const Vector x = broadcast(x_of[m]);
             NCA_UNROLL for (int v = 0; v < V; ++v) sums[m][v] = multiply_add(x, w[v], sums[m][v]);
         }
-    }
+    } while (a < end);
     NCA_UNROLL for (int m = 0; m < R; ++m) NCA_UNROLL for (int v = 0; v < V; ++v)
         store(out + m * out_stride + v * kWidth, sums[m][v]);
 }

@@ -60,8 +60,8 @@ struct Kernels {
     // to[i][c] += from[i * stride + c] for first <= c < length, cell by cell.
     void (*add)(float* const* to, const float* from, int stride, int first, int length, int cells);
 
-    // out[m][n] += sum over cells k of a[k][m] * b[k][n], in ascending k, for m < rows and n < columns; rows
-    // of out have room for whole registers.
+    // out[m][n] += sum over cells k of a[k][m] * b[k][n], in ascending k, for m < rows and n < columns and
+    // one cell or more; rows of out have room for whole registers.
     void (*outer)(const float* const* a, int rows, const float* const* b, int columns, int cells, float* out,
                   int out_stride);
 
