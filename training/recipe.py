@@ -14,7 +14,7 @@ from .losses import LOSSES
 from .sampling import Augmentation
 
 SMALL = 96  # pixels of a side up to which the papers' two levels see the field
-_VARYING = 200  # bytes a pixel of the arrays that stand while slices are varied
+_VARYING = 64  # bytes a pixel of the arrays that stand while slices are varied
 
 
 @dataclass(frozen=True)

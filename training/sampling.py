@@ -6,7 +6,7 @@ A batch is a pure function of (seed, attempt, number of the batch), so that trai
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -159,32 +159,38 @@ def vary(
     count, height, width = images.shape
 
     def spread(limit: float) -> NDArray[np.float64]:
-        return random.uniform(-limit, limit, (count, 1, 1))
+        return random.uniform(-limit, limit, count)
 
     turn, size = np.deg2rad(spread(a.rotation)), 1.0 + spread(a.zoom)
     if a.quarters:  # nothing is drawn for what is turned off
-        further = random.random((count, 1, 1)) < a.quarters
-        turn = turn + math.pi / 2 * further * random.integers(1, 4, (count, 1, 1))
+        further = random.random(count) < a.quarters
+        turn = turn + math.pi / 2 * further * random.integers(1, 4, count)
     # not NumPy's, which choose their code by CPU
-    cosine, sine = (np.array([f(t) for t in turn.flat]).reshape(turn.shape) for f in (math.cos, math.sin))
-    mirror = np.where(random.random((2, count, 1, 1)) < 0.5 * a.flip, -1.0, 1.0)
-    y, x = np.meshgrid(np.arange(height) - (height - 1) / 2, np.arange(width) - (width - 1) / 2, indexing="ij")
-    middle = ((height - 1) / 2, (width - 1) / 2)
+    cosine, sine = ([f(t) for t in turn] for f in (math.cos, math.sin))
+    mirror = np.where(random.random((2, count)) < 0.5 * a.flip, -1.0, 1.0)
+    middle = np.full((2, count), [[(height - 1) / 2], [(width - 1) / 2]])
     if windows is not None:
-        side, *centre = (column[:, None, None] for column in windows.T)
+        side, *centre = windows.T
         size = size / side
-        middle = (middle[0] + (centre[0] - 0.5) * height, middle[1] + (centre[1] - 0.5) * width)
-    rows = (cosine * y - sine * x) / size * mirror[0] + middle[0] + spread(a.shift)
-    columns = (sine * y + cosine * x) / size * mirror[1] + middle[1] + spread(a.shift)
-    images, labels = (_read(array, rows, columns) for array in (images, labels))
+        middle = middle + (np.array(centre) - 0.5) * [[height], [width]]
+    down, across = spread(a.shift), spread(a.shift)
+    lean = [spread(a.bias) for _ in range(3)]
+    tone, contrast, lift = spread(a.tone), 1.0 + spread(a.contrast), spread(a.contrast / 2)
+    noise = random.uniform(0, a.noise, count)
+    grain = random.standard_normal(images.shape)
 
+    y, x = np.arange(height)[:, None] - (height - 1) / 2, np.arange(width) - (width - 1) / 2
     v, u = 2 * y / height, 2 * x / width
-    field = 1.0 + spread(a.bias) * u + spread(a.bias) * v + spread(a.bias) * (u * u - v * v)
-    grey = images * field
-    grey = grey + spread(a.tone) * grey * (1 - grey)
-    grey = 0.5 + (grey - 0.5) * (1.0 + spread(a.contrast)) + spread(a.contrast / 2)
-    grey = grey + random.uniform(0, a.noise, (count, 1, 1)) * random.standard_normal(grey.shape)
-    return np.clip(grey, 0, 1).astype(np.float32), labels
+    varied = np.empty((2, *images.shape), np.float32)
+    for n in range(count):  # one after the other stays in the cache
+        rows = (cosine[n] * y - sine[n] * x) / size[n] * mirror[0, n] + middle[0, n] + down[n]
+        columns = (sine[n] * y + cosine[n] * x) / size[n] * mirror[1, n] + middle[1, n] + across[n]
+        image, label = _read((images[n], labels[n]), rows, columns)
+        grey = image * (1.0 + lean[0][n] * u + lean[1][n] * v + lean[2][n] * (u * u - v * v))
+        grey = grey + tone[n] * grey * (1 - grey)
+        grey = 0.5 + (grey - 0.5) * contrast[n] + lift[n]
+        varied[0, n], varied[1, n] = np.clip(grey + noise[n] * grain[n], 0, 1), label
+    return varied[0], varied[1]
 
 
 def patches(
@@ -228,15 +234,21 @@ def cut(arrays: FloatArray, places: NDArray[np.int64], size: tuple[int, int]) ->
     return np.stack([a[y : y + size[0], x : x + size[1]] for a, (y, x) in zip(arrays, places.tolist(), strict=True)])
 
 
-def _read(images: FloatArray, rows: NDArray[np.float64], columns: NDArray[np.float64]) -> FloatArray:
-    """Read each image at fractional positions, linearly, clamped at the border."""
-    count, height, width = images.shape
+def _read(arrays: Sequence[FloatArray], rows: NDArray[np.float64], columns: NDArray[np.float64]) -> list[FloatArray]:
+    """Read arrays (H, W) at fractional positions, linearly, clamped at the border."""
+    height, width = arrays[0].shape
     rows, columns = np.clip(rows, 0, height - 1), np.clip(columns, 0, width - 1)
     top, left = np.floor(rows).astype(np.intp), np.floor(columns).astype(np.intp)
-    below, right = np.minimum(top + 1, height - 1), np.minimum(left + 1, width - 1)
     fall, lean = (rows - top).astype(np.float32), (columns - left).astype(np.float32)
-    n = np.arange(count)[:, None, None]
-    upper = images[n, top, left] * (1 - lean) + images[n, top, right] * lean
-    lower = images[n, below, left] * (1 - lean) + images[n, below, right] * lean
-    read: FloatArray = upper * (1 - fall) + lower * fall
-    return read
+    # places in the arrays as one row of numbers
+    top_left = top * width + left
+    right, down = left < width - 1, (top < height - 1) * np.intp(width)
+    corners = (top_left, top_left + right, top_left + down, top_left + down + right)
+
+    def read(array: FloatArray) -> FloatArray:
+        a, b, c, d = (array.take(corner) for corner in corners)
+        upper, lower = a * (1 - lean) + b * lean, c * (1 - lean) + d * lean
+        between: FloatArray = upper * (1 - fall) + lower * fall
+        return between
+
+    return [read(array) for array in arrays]
