@@ -38,6 +38,7 @@ def calibrate(
     *,
     samples: int = 10,
     dice: float = 0.8,
+    others: float | None = None,
     at_most: int = 50,
     seed: int = 0,
     threads: int | None = None,
@@ -47,7 +48,8 @@ def calibrate(
 
     What it expects (`pynca.inputs.Expected`) and the range of the label's volume are learnt from all cases. The
     limits of NQM and confidence are those that separate best, among segmentations of some of the cases and of
-    noisy copies of them, those whose Dice falls below ``dice``.
+    noisy copies of them, those whose Dice falls below ``dice``; or those that find most of them while a share of
+    ``others`` is marked as well.
 
     Parameters
     ----------
@@ -58,6 +60,9 @@ def calibrate(
         Number of runs for NQM, 2 or more. Default 10.
     dice : float
         Hard Dice under which a segmentation counts as bad. Default 0.8.
+    others : float, optional
+        Largest share of the good segmentations that a limit may mark: what somebody is ready to look at in vain.
+        Default: what separates best.
     at_most : int
         How many cases are segmented, spread evenly; each four times. Default 50.
     seed : int
@@ -100,8 +105,8 @@ def calibrate(
             f"of {len(bad)} segmentations, noisy ones among them, {'all' if bad.all() else 'none'} had a Dice under "
             f"{dice:g}; choose another Dice to tell good from bad"
         )
-    nqm = _limit(np.array([trial.nqm for trial in trials]), bad)
-    sure = -_limit(np.array([-trial.confidence for trial in trials]), bad)
+    nqm = _limit(np.array([trial.nqm for trial in trials]), bad, others)
+    sure = -_limit(np.array([-trial.confidence for trial in trials]), bad, others)
     volume, area = _ranges(cases, model)
     quality = Quality(nqm=round(nqm, 4), samples=samples, confidence=round(sure, 4), volume_ml=volume, area_cm2=area)
     names = hashlib.sha256("\n".join(case.name for case in cases).encode()).hexdigest()[:16]
@@ -156,12 +161,18 @@ def _noisy(data: NDArray[Any], strength: float, random: np.random.Generator) -> 
     return noisy
 
 
-def _limit(scores: NDArray[np.float64], bad: NDArray[np.bool_]) -> float:
-    """Return the limit that separates best: most of the bad above it and fewest of the others, in the gap's middle."""
+def _limit(scores: NDArray[np.float64], bad: NDArray[np.bool_], others: float | None = None) -> float:
+    """Return the limit that separates best: most of the bad above it and fewest of the others, in the gap's middle.
+
+    Or the least that no more than a share of ``others`` lies above.
+    """
     values = np.unique(scores)
     marked = scores[None, :] > values[:, None]
-    gain = (marked & bad).sum(axis=1) / bad.sum() - (marked & ~bad).sum(axis=1) / (~bad).sum()
-    best = int(np.argmax(gain))
+    in_vain = (marked & ~bad).sum(axis=1) / (~bad).sum()
+    if others is None:
+        best = int(np.argmax((marked & bad).sum(axis=1) / bad.sum() - in_vain))
+    else:
+        best = int(np.argmax(in_vain <= others))
     above = values[min(best + 1, len(values) - 1)]
     return float(values[best] + above) / 2 if np.isfinite(above) else float(values[best])
 

@@ -256,6 +256,12 @@ def test_the_limit_that_separates_best(scores: list[float], bad: list[int], limi
     assert calibration._limit(np.array(scores, float), np.array(bad, bool)) == limit
 
 
+@pytest.mark.parametrize(("others", "limit"), [(0.0, 4.5), (0.2, 3.5), (0.4, 2.5), (0.99, 1.5)])
+def test_the_limit_that_marks_some_in_vain(others: float, limit: float) -> None:
+    scores, bad = np.array([1.0, 1.0, 2.0, 3.0, 4.0, 5.0, 2.0]), np.array([0, 0, 0, 0, 0, 1, 1], bool)
+    assert calibration._limit(scores, bad, others) == limit
+
+
 # --- on real files -------------------------------------------------------------------------------------------
 
 

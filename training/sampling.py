@@ -159,7 +159,7 @@ def vary(
     count, height, width = images.shape
 
     def spread(limit: float) -> NDArray[np.float64]:
-        return random.uniform(-limit, limit, count)
+        return random.uniform(-limit, limit, (count,))
 
     turn, size = np.deg2rad(spread(a.rotation)), 1.0 + spread(a.zoom)
     if a.quarters:  # nothing is drawn for what is turned off
@@ -176,7 +176,7 @@ def vary(
     down, across = spread(a.shift), spread(a.shift)
     lean = [spread(a.bias) for _ in range(3)]
     tone, contrast, lift = spread(a.tone), 1.0 + spread(a.contrast), spread(a.contrast / 2)
-    noise = random.uniform(0, a.noise, count)
+    noise = random.uniform(0, a.noise, (count,))
     grain = random.standard_normal(images.shape)
 
     y, x = np.arange(height)[:, None] - (height - 1) / 2, np.arange(width) - (width - 1) / 2

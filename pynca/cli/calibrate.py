@@ -46,6 +46,13 @@ def add(commands: Commands) -> None:
     command.add_argument("-o", "--output", type=Path, metavar="FILE", help="the model file to write (default: MODEL)")
     command.add_argument("--samples", type=whole, default=10, metavar="N", help="runs for NQM (default 10)")
     command.add_argument("--dice", type=float, default=0.8, metavar="D", help="a Dice below this is bad (default 0.8)")
+    command.add_argument(
+        "--others",
+        type=float,
+        metavar="P",
+        help="mark as many bad ones as can be while a share of P of the others is marked too (default: what separates "
+        "best)",
+    )
     command.add_argument("--at-most", type=whole, default=50, metavar="N", help="cases to segment (default 50)")
     command.add_argument("--seed", type=whole, default=0, metavar="S", help="seed of automaton and noise (default 0)")
     command.add_argument("--threads", type=whole, metavar="N", help=THREADS)
@@ -72,6 +79,8 @@ def run(arguments: argparse.Namespace) -> int:
         whole_number(arguments.seed, "--seed", 0, 2**64 - 1)
         if not 0 < arguments.dice < 1:
             raise ValueError(f"--dice is {arguments.dice:g}; it must be a number between 0 and 1")
+        if arguments.others is not None and not 0 <= arguments.others < 1:
+            raise ValueError(f"--others is {arguments.others:g}; it must be a share from 0 to below 1")
         cases = find_cases(arguments.images, arguments.labels).cases
         if arguments.leave_out is not None:
             left_out = only(cases, arguments.leave_out)
@@ -85,6 +94,7 @@ def run(arguments: argparse.Namespace) -> int:
             cases,
             samples=arguments.samples,
             dice=arguments.dice,
+            others=arguments.others,
             at_most=arguments.at_most,
             seed=arguments.seed,
             threads=arguments.threads,
