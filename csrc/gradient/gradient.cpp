@@ -2,10 +2,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <map>
-#include <mutex>
-#include <numeric>
-#include <utility>
 #include <vector>
 
 #include "../parallel.hpp"
@@ -18,52 +14,6 @@ namespace {
 // Weight gradients are summed over the members n, n + kSlots, ... of a slot, then over slots: in an order
 // that does not depend on threads. More threads than slots find no work.
 constexpr size_t kSlots = 16;
-
-// Memory of records that are gone. Lives as long as the process, as nobody knows which record goes last.
-class Spares {
-  public:
-    using Memory = std::unique_ptr<float[], KeepSpare>;
-
-    static Spares& get() {
-        static Spares& spares = *new Spares;
-        return spares;
-    }
-
-    // The smallest that is large enough, or a new one in place of the largest that is not. Not zeroed.
-    Memory take(size_t floats) {
-        const std::lock_guard lock(mutex_);
-        auto found = spares_.lower_bound(floats);
-        if (found == spares_.end()) {
-            if (!spares_.empty())
-                spares_.erase(std::prev(found));
-            const size_t size = floats + floats / 8; // the next may need a few more
-            return Memory(new float[size], {size});
-        }
-        const size_t size = found->first;
-        float* data = found->second.release();
-        spares_.erase(found);
-        return Memory(data, {size});
-    }
-
-    void keep(float* data, size_t floats) {
-        std::unique_ptr<float[]> spare(data);
-        const std::lock_guard lock(mutex_);
-        if (users_ > 0)
-            spares_.emplace(floats, std::move(spare));
-    }
-
-    void reuse(bool more) {
-        const std::lock_guard lock(mutex_);
-        users_ += more ? 1 : -1;
-        if (users_ <= 0)
-            spares_.clear();
-    }
-
-  private:
-    std::mutex mutex_;
-    int users_ = 0;
-    std::multimap<size_t, std::unique_ptr<float[]>> spares_; // by their size
-};
 
 // A matrix of sums with rows padded to whole registers.
 struct Sums {
@@ -399,23 +349,6 @@ void reaching_masks(uint8_t* masks, const uint8_t* wanted, const RuleWeights& we
                         need_around(needed.data(), y, x, radius, height, width);
         }
     }
-}
-
-void KeepSpare::operator()(float* p) const {
-    Spares::get().keep(p, floats);
-}
-
-void reuse_memory(bool more) {
-    Spares::get().reuse(more);
-}
-
-Record::Record(const RuleWeights& weights, size_t count, int steps)
-    : count_(count), length_(weights.channels * (weights.perception == Perception::conv ? 3 : 1)),
-      ends_(steps * count + 1) {}
-
-void Record::make_room() {
-    std::partial_sum(ends_.begin(), ends_.end(), ends_.begin());
-    cells_ = Spares::get().take(ends_.back() * length_);
 }
 
 void rollout(const RuleWeights& weights, float* state, Record& record, size_t count, int height, int width,

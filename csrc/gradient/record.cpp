@@ -1,0 +1,77 @@
+#include "record.hpp"
+
+#include <map>
+#include <mutex>
+#include <numeric>
+#include <utility>
+
+namespace nca {
+
+namespace {
+
+// Memory of records that are gone. Lives as long as the process, as nobody knows which record goes last.
+class Spares {
+  public:
+    using Memory = std::unique_ptr<float[], KeepSpare>;
+
+    static Spares& get() {
+        static Spares& spares = *new Spares;
+        return spares;
+    }
+
+    // The smallest that is large enough, or a new one in place of the largest that is not. Not zeroed.
+    Memory take(size_t floats) {
+        const std::lock_guard lock(mutex_);
+        auto found = spares_.lower_bound(floats);
+        if (found == spares_.end()) {
+            if (!spares_.empty())
+                spares_.erase(std::prev(found));
+            const size_t size = floats + floats / 8; // the next may need a few more
+            return Memory(new float[size], {size});
+        }
+        const size_t size = found->first;
+        float* data = found->second.release();
+        spares_.erase(found);
+        return Memory(data, {size});
+    }
+
+    void keep(float* data, size_t floats) {
+        std::unique_ptr<float[]> spare(data);
+        const std::lock_guard lock(mutex_);
+        if (users_ > 0)
+            spares_.emplace(floats, std::move(spare));
+    }
+
+    void reuse(bool more) {
+        const std::lock_guard lock(mutex_);
+        users_ += more ? 1 : -1;
+        if (users_ <= 0)
+            spares_.clear();
+    }
+
+  private:
+    std::mutex mutex_;
+    int users_ = 0;
+    std::multimap<size_t, std::unique_ptr<float[]>> spares_; // by their size
+};
+
+} // namespace
+
+void KeepSpare::operator()(float* p) const {
+    Spares::get().keep(p, floats);
+}
+
+void reuse_memory(bool more) {
+    Spares::get().reuse(more);
+}
+
+Record::Record(const RuleWeights& weights, size_t count, int steps)
+    : count_(count), length_(weights.channels * (weights.perception == Perception::conv ? 3 : 1)),
+      ends_(steps * count + 1) {}
+
+void Record::make_room() {
+    std::partial_sum(ends_.begin(), ends_.end(), ends_.begin());
+    cells_ = Spares::get().take(ends_.back() * length_);
+}
+
+} // namespace nca
