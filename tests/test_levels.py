@@ -225,6 +225,7 @@ def test_shrinking_by_means() -> None:
         ({"border": 4}, "border is 4"),
         ({"supervision": -1.0}, "supervision is -1"),
         ({"keep": "first"}, "keep is 'first'"),
+        ({"fall": "steps"}, "fall is 'steps'; it must be one of exponential, linear"),
         ({"negatives": 1.5}, "negatives is 1.5"),
         ({"on_label": 0.7, "on_errors": 0.6}, "on_label is 0.7 and on_errors is 0.6"),
     ],

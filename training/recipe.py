@@ -13,6 +13,7 @@ from pynca.rule import whole_number
 from .losses import LOSSES
 from .sampling import Augmentation
 
+FALLS = ("exponential", "linear")
 SMALL = 96  # pixels of a side up to which the papers' two levels see the field
 _VARYING = 64  # bytes a pixel of the arrays that stand while slices are varied
 
@@ -49,7 +50,9 @@ class Recipe:
     batches : int
         Length of the training.
     rate, last_rate : float
-        Learning rate at the start and at the end; it falls exponentially, batch by batch.
+        Learning rate at the start and at the end.
+    fall : str
+        How it falls between them, batch by batch: ``"exponential"`` or ``"linear"``. Default ``"exponential"``.
     decay : float, optional
         What the rate is multiplied with after each batch, instead of falling to ``last_rate``.
     betas : (float, float)
@@ -92,6 +95,7 @@ class Recipe:
     batches: int = 10000
     rate: float = 1.6e-3
     last_rate: float = 2e-5
+    fall: str = "exponential"
     decay: float | None = None
     betas: tuple[float, float] = (0.5, 0.5)
     clip: float = 1.0
@@ -133,6 +137,8 @@ class Recipe:
             raise ValueError(f"betas are {self.betas} and average {self.average}; they must be at least 0 and below 1")
         if self.keep not in ("best", "last"):
             raise ValueError(f"keep is {self.keep!r}; it must be best or last")
+        if self.fall not in FALLS:
+            raise ValueError(f"fall is {self.fall!r}; it must be one of {', '.join(FALLS)}")
         if self.loss not in LOSSES:
             raise ValueError(f"loss is {self.loss!r}; it must be one of {', '.join(LOSSES)}")
 
@@ -198,6 +204,7 @@ class Recipe:
                 "on_errors": 0.25,
                 "patch": (64, 64),
                 "rate": 3e-3,
+                "fall": "linear",
                 "betas": (0.9, 0.99),
             }
         recipe = cls(**{**chosen, **changes})

@@ -36,7 +36,7 @@ examples:
 # What a recipe chooses by the size of a slice where the command line does not.
 _CHOSEN = (
     *("channels", "hidden", "scales", "steps", "patch", "border", "supervision", "batch", "negatives", "on_errors"),
-    *("rate", "betas", "loss", "small_first"),
+    *("rate", "fall", "betas", "loss", "small_first"),
 )
 
 
@@ -198,6 +198,11 @@ def add(commands: Commands) -> None:
     )
     how.add_argument(
         "--rate", type=float, metavar="R", help="learning rate of Adam (default 0.0016; 0.003 above 96 pixels)"
+    )
+    how.add_argument(
+        "--fall",
+        metavar="HOW",
+        help="how the rate falls to 2e-5: exponential or linear (default exponential; linear above 96 pixels)",
     )
     how.add_argument(
         "--betas",
