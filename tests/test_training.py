@@ -62,7 +62,7 @@ def test_the_published_configuration_is_the_authors(reference: Path) -> None:
 def test_the_rate_falls_from_first_to_last(fall: str, middle: float) -> None:
     recipe = replace(SMALL, batches=101, rate=4e-3, last_rate=1e-3, fall=fall)
     state = State.start(recipe)
-    for batch, rate in ((0, 4e-3), (50, middle), (100, 1e-3)):
+    for batch, rate in ((0, 4e-3), (50, middle), (100, 1e-3), (101, 1e-3)):  # 101: reported after the last batch
         state.batch = batch
         assert learning_rate(recipe, state) == pytest.approx(rate)
     state.rate_factor = 0.5

@@ -130,7 +130,7 @@ def learning_rate(recipe: Recipe, state: State) -> float:
     """The rate of the next batch, lowered by failures."""
     if recipe.decay is not None:
         return state.rate_factor * recipe.rate * math.exp(state.batch * math.log(recipe.decay))
-    done = state.batch / max(recipe.batches - 1, 1)
+    done = min(1.0, state.batch / max(recipe.batches - 1, 1))  # after the last batch there is no next
     if recipe.fall == "linear":
         return state.rate_factor * (recipe.rate * (1 - done) + recipe.last_rate * done)
     return state.rate_factor * math.exp(math.log(recipe.rate) * (1 - done) + math.log(recipe.last_rate) * done)
