@@ -305,6 +305,25 @@ def test_only_cells_that_fire_have_a_say() -> None:
     assert not np.delete(of_state, 1, axis=-1).any()
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("kind", ["sobel", "conv"])
+def test_gradients_too_small_for_a_normal_number_are_zero(kind: str, threads: int, isa: str) -> None:
+    """They would cost many times the time. Arithmetic elsewhere, in the same threads, keeps such numbers."""
+    rule = random_rule(kind, 6, 9)
+    state = np.full((2, 8, 8, 6), 1e-39, np.float32)
+    state[..., 0] = 1
+    before = rule.run(state, steps=2, threads=threads)
+    weights, first = tape.Weights(rule), tape.Node(state)
+    last = tape.nca(weights, first, 3, masks=np.ones((3, 2, 8, 8), np.uint8), threads=threads)
+    tape.Node(np.float32(0), (last,), lambda _: (np.full(state.shape, 1e-39, np.float32),)).backward()
+    assert first.gradient is not None
+    assert all(not gradient.any() for gradient in weights.gradients.values())
+    assert not first.gradient.any()
+    tiny = np.full(1000, 2e-38, np.float32)
+    assert (tiny * np.float32(0.1) > 0).all()
+    np.testing.assert_array_equal(rule.run(state, steps=2, threads=threads), before)
+
+
 @pytest.mark.parametrize(
     ("change", "error", "sentence"),
     [

@@ -6,6 +6,7 @@
 
 #include "../parallel.hpp"
 #include "../sweep.hpp"
+#include "flush.hpp"
 
 namespace nca {
 
@@ -400,6 +401,7 @@ void backward(const RuleWeights& weights, const float* state, const Record& reco
         workers.emplace_back(packed, transposed, height, width);
     std::atomic<size_t> next{0};
     team.run([&](int thread) {
+        const FlushSubnormals flush; // far from the loss gradients shrink from step to step, past 1e-38
         for (size_t slot; (slot = next.fetch_add(1)) < slot_count;)
             for (size_t member = slot; member < count; member += slot_count) {
                 // only read: a worker changes a copy

@@ -26,7 +26,8 @@ void rollout(const RuleWeights& weights, float* state, Record& record, size_t co
 // Turns the gradient of a loss with respect to the last state into that with respect to the first, in place,
 // and writes the gradient of the weights. `state` is what rollout left, `record` and `fire` are the same.
 // Only cells that fired are visited; their hidden layer is computed again. The result does not depend on the
-// number of threads: members of the batch are summed in a fixed number of slots.
+// number of threads: members of the batch are summed in a fixed number of slots. Gradients below the smallest
+// normal number, 1.2e-38, are zero.
 void backward(const RuleWeights& weights, const float* state, const Record& record, float* gradient,
               size_t count, int height, int width, int steps, const Fire& fire, int threads,
               const WeightGradients& out);
