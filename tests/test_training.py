@@ -14,9 +14,10 @@ import pytest
 
 import pynca
 from pynca import cases
+from pynca.cli.train import _reached
 from pynca.training import dataset, sampling
 from pynca.training.ahead import Batches
-from pynca.training.fit import STATE, State, fit_slices, learning_rate, saved_recipe, train_batch
+from pynca.training.fit import LOG, STATE, State, fit_slices, learning_rate, saved_recipe, train_batch
 from pynca.training.optimizers import Adam, clip, moved_average
 from pynca.training.recipe import Recipe
 from pynca.training.sampling import Augmentation, Slices
@@ -119,12 +120,18 @@ def test_resume_with_another_recipe_is_refused(tmp_path: Path) -> None:
         fit_slices(blobs(), replace(SMALL, rate=1e-4), PREPARATION, folder=tmp_path, resume=True)
 
 
-def test_the_watchdog_goes_back_and_lowers_the_rate() -> None:
+def test_the_watchdog_goes_back_and_lowers_the_rate(tmp_path: Path) -> None:
     """A loss that explodes leads back to the best weights, at half the rate, until it stays down."""
     reports: list[dict[str, float]] = []
     recipe = replace(SMALL, batches=40, evaluate=10, rate=0.5, last_rate=1e-3, clip=1e9)
-    model = fit_slices(blobs(), recipe, PREPARATION, report=reports.append)
+    model = fit_slices(blobs(), recipe, PREPARATION, report=reports.append, folder=tmp_path)
     assert max(entry["attempt"] for entry in reports) >= 1
+    assert reports[-1]["attempt"] == sum(entry["failed"] for entry in reports)
+    failed = next(entry for entry in reports if entry["failed"])
+    assert "not measured" in _reached(failed)
+    assert _reached(failed).endswith("it failed there, and goes on from its best weights, at half the rate")
+    assert "\n" not in _reached(reports[-1])
+    assert "NaN" not in (tmp_path / LOG).read_text(encoding="utf-8")
     assert reports[-1]["batch"] == 40
     assert all(np.isfinite(w).all() for level in model.levels for w in level.rule.weights.values())
 

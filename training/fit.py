@@ -81,7 +81,9 @@ def fit_slices(
     resume : bool
         Go on from the state in ``folder``, at exactly the point where it was saved. Default False.
     report : callable, optional
-        Called at every evaluation with batch, loss, score, rate, attempt and seconds.
+        Called at every evaluation with batch, loss, score, rate, attempt, seconds and failed: whether the run goes
+        on from its best weights, at half the rate, because its loss exploded (its score is then not a number) or its
+        score collapsed.
     tick : callable, optional
         Called after every batch with the state and the recipe.
     threads : int, optional
@@ -109,6 +111,7 @@ def fit_slices(
             exploded = not loss < state.lowest_loss + _EXPLODED
             if exploded or state.batch % recipe.evaluate == 0 or state.batch == recipe.batches:
                 value = math.nan if exploded else _evaluate(state, recipe, preparation, score, options)
+                failed = exploded or value < state.best_score - _COLLAPSED
                 state.seconds = time.monotonic() - began
                 entry = {
                     "batch": state.batch,
@@ -117,8 +120,9 @@ def fit_slices(
                     "rate": learning_rate(recipe, state),
                     "attempt": state.attempt,
                     "seconds": round(state.seconds, 1),
+                    "failed": failed,
                 }
-                if exploded or value < state.best_score - _COLLAPSED:
+                if failed:
                     _start_again(state, recipe)
                 if path is not None:
                     _write(path, state, recipe, entry)
@@ -226,7 +230,8 @@ def _write(folder: Path, state: State, recipe: Recipe, entry: dict[str, float]) 
         {"scalars": json.dumps(scalars), "recipe": json.dumps(asdict(recipe))},
     )
     with open(folder / LOG, "a", encoding="utf-8") as log:
-        log.write(json.dumps(entry) + "\n")
+        known = {name: value if math.isfinite(value) else None for name, value in entry.items()}  # JSON has no NaN
+        log.write(json.dumps(known) + "\n")
 
 
 def saved_recipe(path: Path) -> Recipe:

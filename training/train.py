@@ -244,10 +244,11 @@ def draw_curve(log: Path, picture: Path) -> None:
 
     entries = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     batches = [e["batch"] for e in entries]
+    judged = [e for e in entries if e["score"] is not None]
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
     left.plot(batches, [e["loss"] for e in entries], color="#0072b2")
     left.set(xlabel="batch", ylabel="loss (smoothed)", title="Training")
-    right.plot(batches, [e["score"] if math.isfinite(e["score"]) else None for e in entries], color="#d55e00")
+    right.plot([e["batch"] for e in judged], [e["score"] for e in judged], color="#d55e00")
     right.set(xlabel="batch", ylabel="hard Dice", title="Validation")
     for axes in (left, right):
         axes.grid(alpha=0.3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -295,11 +296,7 @@ def run(arguments: argparse.Namespace) -> int:
     def report(entry: dict[str, float]) -> None:
         if not arguments.quiet:
             bar.erase()
-            print(
-                f"batch {entry['batch']:.0f}: loss {entry['loss']:.4f}, validation Dice {entry['score']:.4f}, "
-                f"rate {entry['rate']:.2g}, {entry['seconds'] / 60:.1f} min",
-                flush=True,
-            )
+            print(_reached(entry), flush=True)
 
     def tick(state: State, recipe: Recipe) -> None:
         label = f"batch {state.batch}/{recipe.batches}: loss {state.smooth_loss:.3f}, best Dice {state.best_score:.3f}"
@@ -339,6 +336,16 @@ def run(arguments: argparse.Namespace) -> int:
     except ModuleNotFoundError:
         print("pynca: no learning curve was drawn; it needs `pip install '.[plot]'`", file=sys.stderr)
     return DONE
+
+
+def _reached(entry: dict[str, float]) -> str:
+    """Say how far the training has come, and whether it had to go back."""
+    dice = "not measured" if math.isnan(entry["score"]) else f"{entry['score']:.4f}"
+    line = (
+        f"batch {entry['batch']:.0f}: loss {entry['loss']:.4f}, validation Dice {dice}, "
+        f"rate {entry['rate']:.2g}, {entry['seconds'] / 60:.1f} min"
+    )
+    return line + "\nit failed there, and goes on from its best weights, at half the rate" * bool(entry["failed"])
 
 
 def _plan(recipe: Recipe, size: tuple[int, int], shrink: str) -> str:
