@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import pynca
-from pynca import cases
+from pynca import cases, tensorfile
 from pynca.cli.train import _reached
 from pynca.training import dataset, sampling
 from pynca.training.ahead import Batches
@@ -302,13 +302,36 @@ def test_from_files_to_a_model(folders: Path) -> None:
     found = cases.find_cases(folders / "images", folders / "labels")
     rest, held = dataset.split(found, "0.2")
     outcome = train(
-        found, rest, held, SMALL, PREPARATION, folders / "work", labels={1: "disc"}, epochs=2.0, card=pynca.Card("d")
+        found,
+        rest,
+        held,
+        SMALL,
+        PREPARATION,
+        folders / "work",
+        labels={1: "disc"},
+        epochs=2.0,
+        card=pynca.Card("d"),
+        threads=1,
     )
     assert len(outcome.scores) == 1
-    assert "seed 3, 4 batches of 4, 4 volumes" in outcome.model.card.source
+    source = outcome.model.card.source
+    assert "seed 3, 4 batches of 4, 4 images" in source
+    assert ", 0 min on 1 threads, " in source
     assert "1 validation patients" in outcome.model.card.accuracy
     outcome.model.save(folders / "m.safetensors")
     assert pynca.load_model(folders / "m.safetensors").labels == {1: "disc"}
+
+
+def test_the_card_counts_the_time_before_a_training_was_resumed(folders: Path) -> None:
+    found = cases.find_cases(folders / "images", folders / "labels")
+    rest, held = dataset.split(found, "0.2")
+    work = folders / "work"
+    train(found, rest, held, SMALL, PREPARATION, work, labels={1: "disc"}, epochs=2.0)
+    tensors, metadata = tensorfile.read(work / STATE)
+    scalars = json.loads(metadata["scalars"]) | {"seconds": 3600.0}
+    tensorfile.write(work / STATE, dict(tensors), metadata | {"scalars": json.dumps(scalars)})
+    again = train(found, rest, held, SMALL, PREPARATION, work, labels={1: "disc"}, resume=True)
+    assert ", 60 min on " in again.model.card.source
 
 
 def test_batches_drawn_ahead_are_those_drawn_when_needed() -> None:

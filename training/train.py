@@ -23,7 +23,7 @@ from pynca.volumes import read_volume
 
 from .ahead import Batches
 from .dataset import preparation_for, prepare, split
-from .fit import STATE, State, fit_slices, saved_recipe, train_batch
+from .fit import STATE, State, fit_slices, load_state, saved_recipe, train_batch
 from .recipe import Recipe
 from .sampling import Slices
 
@@ -156,6 +156,7 @@ def train(
     slices = prepare(cases, dataset, preparation)
     if resume:
         recipe = saved_recipe(Path(folder) / STATE)
+        began -= load_state(Path(folder) / STATE, recipe).seconds
     elif epochs is not None:
         recipe = _of_length(recipe, math.ceil(epochs * len(slices.images) / recipe.batch))
     elif minutes is not None:
@@ -184,11 +185,13 @@ def train(
     scores = dice(model, validation)
     seconds = time.monotonic() - began
     expected = learn_expected((read_volume(case.image) for case in cases), preparation)
-    card = described(model.card, recipe, cases, scores, seconds)
+    card = described(model.card, recipe, cases, scores, seconds, thread_count(threads))
     return Outcome(replace(model, card=card, expected=expected), scores, seconds)
 
 
-def described(card: Card, recipe: Recipe, cases: Sequence[Case], scores: Sequence[float], seconds: float) -> Card:
+def described(
+    card: Card, recipe: Recipe, cases: Sequence[Case], scores: Sequence[float], seconds: float, threads: int
+) -> Card:
     """Say in the card what the model was trained on, how, and how well it did."""
     names = hashlib.sha256("\n".join(case.name for case in cases).encode()).hexdigest()[:16]
     if scores:
@@ -203,8 +206,8 @@ def described(card: Card, recipe: Recipe, cases: Sequence[Case], scores: Sequenc
         description=card.description
         or f"Med-NCA of {len(recipe.scales)} levels, {recipe.channels} channels, hidden {recipe.hidden}.",
         accuracy=card.accuracy or accuracy,
-        source=f"pynca train, seed {recipe.seed}, {recipe.batches} batches of {recipe.batch}, {len(cases)} volumes "
-        f"(names' sha256 {names}), {seconds / 60:.0f} min on {thread_count()} threads, {_core.isa()}, "
+        source=f"pynca train, seed {recipe.seed}, {recipe.batches} batches of {recipe.batch}, {len(cases)} images "
+        f"(names' sha256 {names}), {seconds / 60:.0f} min on {threads} threads, {_core.isa()}, "
         f"{platform.machine()}",
     )
 

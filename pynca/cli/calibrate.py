@@ -40,9 +40,11 @@ def add(commands: Commands) -> None:
         epilog=_EPILOG,
     )
     command.add_argument("model", metavar="MODEL", type=Path, help="a model file, or a bundled model with -o")
-    command.add_argument("--images", type=Path, required=True, metavar="DIR", help="folder of .nii or .nii.gz images")
+    command.add_argument("--images", type=Path, required=True, metavar="DIR", help="folder of volumes or pictures")
     command.add_argument("--labels", type=Path, required=True, metavar="DIR", help="folder of labels of the same names")
-    command.add_argument("--leave-out", type=Path, metavar="FILE", help="not the label files named in this text file")
+    command.add_argument(
+        "--leave-out", type=Path, metavar="FILE", help="not the files or patients named in this text file"
+    )
     command.add_argument("-o", "--output", type=Path, metavar="FILE", help="the model file to write (default: MODEL)")
     command.add_argument("--samples", type=whole, default=10, metavar="N", help="runs for NQM (default 10)")
     command.add_argument("--dice", type=float, default=0.8, metavar="D", help="a Dice below this is bad (default 0.8)")
