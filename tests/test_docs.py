@@ -41,7 +41,8 @@ REASONS = {
     "installs": 4,
     "measures for minutes": 11,
     "test_site does": 1,
-    "trains for half an hour": 5,
+    "trains for half an hour": 3,
+    "trains for more than an hour": 2,
 }
 _PIECE = re.compile(
     r"^(?P<fence>```+)(?P<kind>.*)\n(?P<code>(?s:.*?))^(?P=fence)$|^<!-- (?P<comment>(?s:.*?)) -->$", re.M
