@@ -310,18 +310,21 @@ def test_only_cells_that_fire_have_a_say() -> None:
 def test_gradients_too_small_for_a_normal_number_are_zero(kind: str, threads: int, isa: str) -> None:
     """They would cost many times the time. Arithmetic elsewhere, in the same threads, keeps such numbers."""
     rule = random_rule(kind, 6, 9)
-    state = np.full((2, 8, 8, 6), 1e-39, np.float32)
+    tiny_weights = {**rule.weights, "fc1.weight": rule.weights["fc1.weight"] * np.float32(1e-39)}
+    faint = pynca.Rule(tiny_weights, perception=rule.perception)
+    state = np.full((2, 32, 32, 6), 1e-39, np.float32)
     state[..., 0] = 1
-    before = rule.run(state, steps=2, threads=threads)
+    before = faint.run(state, steps=2, threads=threads)
+    assert before[..., 1:].all()
     weights, first = tape.Weights(rule), tape.Node(state)
-    last = tape.nca(weights, first, 3, masks=np.ones((3, 2, 8, 8), np.uint8), threads=threads)
+    last = tape.nca(weights, first, 3, masks=np.ones((3, 2, 32, 32), np.uint8), threads=threads)
     tape.Node(np.float32(0), (last,), lambda _: (np.full(state.shape, 1e-39, np.float32),)).backward()
     assert first.gradient is not None
     assert all(not gradient.any() for gradient in weights.gradients.values())
     assert not first.gradient.any()
     tiny = np.full(1000, 2e-38, np.float32)
     assert (tiny * np.float32(0.1) > 0).all()
-    np.testing.assert_array_equal(rule.run(state, steps=2, threads=threads), before)
+    np.testing.assert_array_equal(faint.run(state, steps=2, threads=threads), before)
 
 
 @pytest.mark.parametrize(
