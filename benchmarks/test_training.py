@@ -1,4 +1,4 @@
-"""A training step as `benchmarks/training_step.py` defines it: forward, loss, gradient, Adam."""
+"""A training step as `benchmarks/training_step.py` defines it: forward, loss, gradient, optimizer."""
 
 from __future__ import annotations
 

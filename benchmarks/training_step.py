@@ -2,11 +2,12 @@
 
     python benchmarks/training_step.py [--recipe hippocampus] [--channels 32] [--batch 16] [--threads 2] [--repeats 7]
 
-A step is the forward pass of all levels (the finest on patches), the loss, the gradient of all weights and Adam:
-of slices of 64x64, or with `--recipe cardiac` of what `pynca train` chooses for 256x256: three levels, all of them
-judged, and a border of the patches that is not. Loss and gradients are compared before anything is timed. Times are
-medians; each side runs in a process of its own, whose peak memory above the bare interpreter with its libraries is
-printed beside. PyTorch runs twice: as the papers' code computes, and with both perceptions as one convolution.
+A step is the forward pass of all levels (the finest on patches), the loss, the gradient of all weights and a step
+of the recipe's optimizer: of slices of 64x64, or with `--recipe cardiac` of what `pynca train` chooses for 256x256:
+three levels, all of them judged, and a border of the patches that is not. Loss and gradients are compared before
+anything is timed. Times are medians; each side runs in a process of its own, whose peak memory above the bare
+interpreter with its libraries is printed beside. PyTorch runs twice: as the papers' code computes, and with both
+perceptions as one convolution.
 """
 
 from __future__ import annotations
@@ -26,10 +27,11 @@ from typing import Any
 import numpy as np
 
 import pynca
+from peer_optimizer import stepper
 from peer_torch import entered, fused_step, papers_step, shrunk
 from pynca import _core
 from pynca.training._gradient import reuse_memory
-from pynca.training.optimizers import Adam, Arrays
+from pynca.training.optimizers import OPTIMIZERS, Arrays
 from pynca.training.pipeline import initial_weights, loss_and_gradients, rules_of
 from pynca.training.recipe import Recipe
 
@@ -87,7 +89,7 @@ def case(name: str) -> Problem:
 
 def with_pynca(p: Problem, threads: int) -> Side:
     recipe, levels = p.recipe, list(p.weights)
-    adams = [Adam(recipe.betas) for _ in levels]
+    optimizers = [OPTIMIZERS[recipe.optimizer](recipe.betas) for _ in levels]
     reuse_memory(True)  # as training does
 
     def differentiate() -> tuple[float, list[Arrays]]:
@@ -98,8 +100,8 @@ def with_pynca(p: Problem, threads: int) -> Side:
 
     def step() -> None:
         _, gradients = differentiate()
-        for n, (adam, gradient) in enumerate(zip(adams, gradients, strict=True)):
-            levels[n] = adam.update(levels[n], gradient, recipe.rate)
+        for n, (optimizer, gradient) in enumerate(zip(optimizers, gradients, strict=True)):
+            levels[n] = optimizer.update(levels[n], gradient, recipe.rate)
 
     return step, differentiate
 
@@ -111,7 +113,7 @@ def with_torch(p: Problem, threads: int, step_of: Callable[..., Any] = papers_st
     torch.set_num_threads(threads)
     recipe, rules = p.recipe, rules_of(p.weights, p.recipe)
     levels = [{k: torch.tensor(v, requires_grad=True) for k, v in level.items()} for level in p.weights]
-    adams = [torch.optim.Adam(level.values(), lr=recipe.rate, betas=recipe.betas) for level in levels]
+    steppers = [stepper(level, recipe) for level in levels]
     masks = [torch.tensor(m, dtype=torch.float32)[..., None] for m in p.masks]
     images, labels, seen = (torch.tensor(array) for array in (p.images, p.labels, judged(p)))
     coarsest = recipe.scales[0]
@@ -149,16 +151,17 @@ def with_torch(p: Problem, threads: int, step_of: Callable[..., Any] = papers_st
         return total + error(state[..., 1], patches(labels, 1), 1, seen if recipe.border else None)
 
     def differentiate() -> tuple[float, list[Arrays]]:
-        for adam in adams:
-            adam.zero_grad()
+        for level in levels:
+            for weight in level.values():
+                weight.grad = None
         value = loss()
         value.backward()
         return float(value.detach()), [{k: w.grad.numpy().copy() for k, w in level.items()} for level in levels]
 
     def step() -> None:
         differentiate()
-        for adam in adams:
-            adam.step()
+        for each in steppers:
+            each()
 
     return step, differentiate
 

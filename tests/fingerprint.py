@@ -15,6 +15,7 @@ import numpy as np
 
 import pynca
 from pynca import training
+from pynca.training._gradient import orthogonalized
 from support import random_weights
 
 SIZES = [(21, 30), (48, 40), (5, 97)]
@@ -66,3 +67,5 @@ for perception, (channels, hidden) in itertools.product(["sobel", "conv"], WIDTH
     show(f"{perception} {channels} {hidden} loss", np.array(loss))
     for name, gradient in [*of_weights.items(), ("state", of_state)]:
         show(f"{perception} {channels} {hidden} gradient of {name}", gradient)
+for shape in ((24, 216), (96, 72), (1, 5)):
+    show(f"orthogonalized {shape}", orthogonalized(exact(np.random.default_rng(3), shape)))

@@ -132,6 +132,7 @@ sys.exit(cli.main(sys.argv[1:]))
         ("train --images images --labels labels -o m.safetensors --validation x.txt", "x.txt"),
         ("train --images images --labels labels -o m.safetensors --loss hinge", "loss is 'hinge'"),
         ("train --images images --labels labels -o m.safetensors --fall steps", "fall is 'steps'"),
+        ("train --images images --labels labels -o m.safetensors --optimizer sgd", "must be one of adam, muon"),
         ("train --images images --labels labels -o m.safetensors --patch 9 9", "patch is (9, 9)"),
         ("train --images images --labels labels -o m.safetensors --patch 96 96", "patch is (96, 96)"),
         ("train --images images --labels labels -o m.safetensors --channels 1", "channels is 1"),
@@ -199,7 +200,7 @@ def test_training_on_pictures(
     assert "2 validation patients" in model.card.accuracy
     recipe = training.Recipe(
         channels=8, hidden=16, steps=(6, 5, 4), scales=(16, 4, 1), patch=(32, 32), border=4, batch=4, rate=0.004,
-        betas=(0.9, 0.99), supervision=1.0, negatives=0.125, on_errors=0.25,
+        betas=(0.9, 0.99), optimizer="muon", supervision=1.0, negatives=0.125, on_errors=0.25,
         small_first=True, loss="slice_dice_bce", fall="linear",
         augmentation=training.Augmentation(flip=True, rotation=180.0),
     )  # fmt: skip

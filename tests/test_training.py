@@ -18,7 +18,7 @@ from pynca.cli.train import _reached
 from pynca.training import dataset, sampling
 from pynca.training.ahead import Batches
 from pynca.training.fit import LOG, STATE, State, fit_slices, learning_rate, saved_recipe, train_batch
-from pynca.training.optimizers import Adam, clip, moved_average
+from pynca.training.optimizers import OPTIMIZERS
 from pynca.training.recipe import Recipe
 from pynca.training.sampling import Augmentation, Slices
 from pynca.training.train import train
@@ -73,29 +73,34 @@ def test_the_rate_falls_from_first_to_last(fall: str, middle: float) -> None:
 # --- fit -------------------------------------------------------------------------------------------------
 
 
-def test_it_learns() -> None:
+@pytest.mark.parametrize(("optimizer", "rate"), [("adam", 4e-3), ("muon", 1e-2)])
+def test_it_learns(optimizer: str, rate: float) -> None:
     slices = blobs()
-    recipe = replace(SMALL, channels=8, hidden=24, steps=(6, 6), batch=8, batches=200, rate=4e-3, last_rate=1e-3)
-    recipe = replace(recipe, average=0.9, augmentation=Augmentation(shift=1.0))
+    recipe = replace(SMALL, channels=8, hidden=24, steps=(6, 6), batch=8, batches=200, rate=rate, last_rate=1e-3)
+    recipe = replace(recipe, optimizer=optimizer, average=0.9, augmentation=Augmentation(shift=1.0))
     model = fit_slices(slices, recipe, PREPARATION)
     mask = np.stack([model.logits(image) > 0 for image in slices.images])
     overlap = 2 * (mask & (slices.labels > 0.5)).sum() / (mask.sum() + (slices.labels > 0.5).sum())
     assert overlap > 0.9
 
 
-def test_a_seed_repeats_and_threads_do_not_matter() -> None:
-    first = fit_slices(blobs(), SMALL, PREPARATION, threads=1)
-    assert same_weights(first, fit_slices(blobs(), SMALL, PREPARATION, threads=3))
-    assert not same_weights(first, fit_slices(blobs(), replace(SMALL, seed=4), PREPARATION))
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_seed_repeats_and_threads_do_not_matter(optimizer: str) -> None:
+    recipe = replace(SMALL, optimizer=optimizer)
+    first = fit_slices(blobs(), recipe, PREPARATION, threads=1)
+    assert same_weights(first, fit_slices(blobs(), recipe, PREPARATION, threads=3))
+    assert not same_weights(first, fit_slices(blobs(), replace(recipe, seed=4), PREPARATION))
 
 
-def test_resume_is_exact(tmp_path: Path) -> None:
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_resume_is_exact(tmp_path: Path, optimizer: str) -> None:
     """Stopped after any evaluation and taken up again, the weights are those of one go."""
+    recipe = replace(SMALL, optimizer=optimizer)
 
     def score(model: pynca.Model) -> float:
         return float(model.levels[0].rule.weights["fc1.weight"].mean())
 
-    whole = fit_slices(blobs(), SMALL, PREPARATION, score=score, folder=tmp_path / "whole")
+    whole = fit_slices(blobs(), recipe, PREPARATION, score=score, folder=tmp_path / "whole")
 
     class Stopped(Exception):
         pass
@@ -105,13 +110,22 @@ def test_resume_is_exact(tmp_path: Path) -> None:
             raise Stopped
 
     with pytest.raises(Stopped):
-        fit_slices(blobs(), SMALL, PREPARATION, score=score, folder=tmp_path / "parts", report=stop)
-    parts = fit_slices(blobs(), SMALL, PREPARATION, score=score, folder=tmp_path / "parts", resume=True)
+        fit_slices(blobs(), recipe, PREPARATION, score=score, folder=tmp_path / "parts", report=stop)
+    parts = fit_slices(blobs(), recipe, PREPARATION, score=score, folder=tmp_path / "parts", resume=True)
     assert same_weights(whole, parts)
     logs = [(tmp_path / name / "log.jsonl").read_text().splitlines() for name in ("whole", "parts")]
     without_time = [[{**json.loads(line), "seconds": 0} for line in log] for log in logs]
     assert without_time[0] == without_time[1]
-    assert saved_recipe(tmp_path / "whole" / STATE) == SMALL
+    assert saved_recipe(tmp_path / "whole" / STATE) == recipe
+
+
+def test_a_state_of_before_there_was_a_choice_of_optimizer_goes_on(tmp_path: Path) -> None:
+    whole = fit_slices(blobs(), SMALL, PREPARATION, folder=tmp_path)
+    tensors, metadata = tensorfile.read(tmp_path / STATE)
+    recipe = json.loads(metadata["recipe"])
+    del recipe["optimizer"]
+    tensorfile.write(tmp_path / STATE, tensors, {**metadata, "recipe": json.dumps(recipe)})
+    assert same_weights(whole, fit_slices(blobs(), SMALL, PREPARATION, folder=tmp_path, resume=True))
 
 
 def test_resume_with_another_recipe_is_refused(tmp_path: Path) -> None:
@@ -158,18 +172,6 @@ def test_gradients_that_are_no_numbers_do_not_reach_the_weights() -> None:
     before = state.levels[0]["fc0.weight"].copy()
     assert train_batch(state, Batches(broken, SMALL), SMALL, PREPARATION) == math.inf
     np.testing.assert_array_equal(state.levels[0]["fc0.weight"], before)
-
-
-def test_clip_and_average() -> None:
-    gradients = {"a": np.array([3.0], np.float32), "b": np.array([[4.0]], np.float32)}
-    clipped, norm = clip(gradients, 1.0)
-    assert norm == pytest.approx(5)
-    np.testing.assert_allclose(clipped["a"], [0.6], rtol=1e-6)
-    assert clip(gradients, 10.0)[0] is gradients
-    average = moved_average({"a": np.zeros(1, np.float32)}, {"a": np.ones(1, np.float32)}, 0.99, 10**6)
-    np.testing.assert_allclose(average["a"], [0.01], rtol=1e-4)
-    weight = {"a": np.ones(1, np.float32)}
-    assert Adam().update(weight, {"a": np.ones(1, np.float32)}, 0.1)["a"] == pytest.approx(0.9)
 
 
 # --- sampling --------------------------------------------------------------------------------------------

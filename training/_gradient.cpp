@@ -14,6 +14,7 @@
 
 #include "gradient/gradient.hpp"
 #include "gradient/guest.hpp"
+#include "gradient/orthogonal.hpp"
 
 namespace py = pybind11;
 
@@ -138,6 +139,16 @@ class Rollout {
     nca::Record record_;
 };
 
+Floats orthogonalized(const Floats& matrix) {
+    if (matrix.ndim() != 2)
+        throw std::invalid_argument("matrix must be (rows, columns)");
+    Floats result({matrix.shape(0), matrix.shape(1)});
+    float* in_place = std::copy_n(matrix.data(), matrix.size(), result.mutable_data()) - matrix.size();
+    const py::gil_scoped_release release;
+    nca::orthogonalize(in_place, static_cast<size_t>(matrix.shape(0)), static_cast<size_t>(matrix.shape(1)));
+    return result;
+}
+
 } // namespace
 
 PYBIND11_MODULE(_gradient, module) {
@@ -147,6 +158,9 @@ PYBIND11_MODULE(_gradient, module) {
 
     module.def("reuse_memory", &nca::reuse_memory, py::arg("more"),
                "Keep the memory of one rollout for the next; once for each True comes a False.");
+
+    module.def("orthogonalized", &orthogonalized, py::arg("matrix").noconvert(),
+               "A matrix with the same singular vectors, whose singular values are near 1.");
 
     py::class_<Rollout>(module, "Rollout", "Steps of a rule on a batch of states, recorded for the gradient.")
         .def(py::init<const std::string&, const std::string&, int, double, Weights, const Floats&, int,

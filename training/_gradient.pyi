@@ -4,6 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 def reuse_memory(more: bool) -> None: ...
+def orthogonalized(matrix: NDArray[np.float32]) -> NDArray[np.float32]: ...
 
 class Rollout:
     def __init__(

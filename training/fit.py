@@ -14,7 +14,7 @@ from typing import Any
 from pynca import Model, Preparation, tensorfile
 
 from .ahead import Batches
-from .optimizers import Adam, Arrays, clip, moved_average
+from .optimizers import OPTIMIZERS, Adam, Arrays, clip, moved_average
 from .pipeline import initial_weights, loss_and_gradients, model_of, rules_of
 from .recipe import Recipe
 from .sampling import Augmentation, Slices, patches
@@ -42,7 +42,7 @@ class State:
     def start(cls, recipe: Recipe) -> State:
         """Return the state before the first batch."""
         levels = initial_weights(recipe)
-        return cls(list(levels), list(levels), [Adam(recipe.betas) for _ in levels], best=list(levels))
+        return cls(list(levels), list(levels), _optimizers(recipe), best=list(levels))
 
 
 # A run has failed when its smoothed loss is this much above the lowest it had, or is no number.
@@ -200,8 +200,13 @@ def _start_again(state: State, recipe: Recipe) -> None:
     state.attempt += 1
     state.rate_factor *= 0.5
     state.levels, state.average = list(state.best), list(state.best)
-    state.optimizers = [Adam(recipe.betas) for _ in state.levels]
+    state.optimizers = _optimizers(recipe)
     state.smooth_loss, state.lowest_loss = math.nan, math.inf
+
+
+def _optimizers(recipe: Recipe) -> list[Adam]:
+    """One a level, at its start."""
+    return [OPTIMIZERS[recipe.optimizer](recipe.betas) for _ in recipe.steps]
 
 
 STATE, LOG = "state.safetensors", "log.jsonl"
@@ -236,7 +241,12 @@ def _write(folder: Path, state: State, recipe: Recipe, entry: dict[str, float]) 
 
 def saved_recipe(path: Path) -> Recipe:
     """Read the recipe of the state that `fit` wrote."""
-    values = json.loads(tensorfile.read(path)[1]["recipe"])
+    return _recipe_of(tensorfile.read(path)[1])
+
+
+def _recipe_of(metadata: dict[str, str]) -> Recipe:
+    """Make the recipe that was written; what an earlier version did not know is its default."""
+    values = json.loads(metadata["recipe"])
     augmentation = Augmentation(**values.pop("augmentation"))
     values = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
     return Recipe(**values, augmentation=augmentation)
@@ -245,7 +255,7 @@ def saved_recipe(path: Path) -> Recipe:
 def load_state(path: Path, recipe: Recipe) -> State:
     """Read the state that `fit` wrote; the recipe must be the one it was written with."""
     tensors, metadata = tensorfile.read(path)
-    if metadata.get("recipe") != json.dumps(asdict(recipe)):
+    if "recipe" not in metadata or _recipe_of(metadata) != recipe:
         raise ValueError(f"{path} was written with another recipe; give the same options, or start anew")
     scalars = json.loads(metadata["scalars"])
 
@@ -258,7 +268,7 @@ def load_state(path: Path, recipe: Recipe) -> State:
         return levels
 
     optimizers = [
-        Adam(recipe.betas, step=step, first=first, second=second)
+        OPTIMIZERS[recipe.optimizer](recipe.betas, step=step, first=first, second=second)
         for step, first, second in zip(scalars.pop("adam_steps"), group("first"), group("second"), strict=True)
     ]
     return replace(State(group("levels"), group("average"), optimizers, best=group("best")), **scalars)

@@ -1,4 +1,4 @@
-"""Adam, clipping and an average of weights, over dictionaries of arrays."""
+"""Adam and Muon, clipping and an average of weights, over dictionaries of arrays."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from pynca.rule import FloatArray
+
+from ._gradient import orthogonalized
 
 Arrays = dict[str, FloatArray]
 
@@ -45,6 +47,43 @@ class Adam:
             root = np.sqrt(self.second[name]) / np.float32(math.sqrt(correction2)) + np.float32(self.epsilon)
             result[name] = np.asarray(weight - np.float32(rate / correction1) * self.first[name] / root, np.float32)
         return result
+
+
+@dataclass
+class Muon(Adam):
+    """Muon (Jordan et al. 2024) for matrices and convolutions, Adam for biases.
+
+    A step is the momentum of the gradient without its singular values: every direction of a matrix is stepped in
+    alike, where Adam's steps lie in a few. It is as large as steps of Adam are (0.2 a weight, root mean square; Liu et
+    al. 2025), so that both take the same rate. A convolution is the matrix of its outputs over all that they see.
+
+    Parameters
+    ----------
+    betas : (float, float)
+        The first is the decay of the momentum; both are Adam's. Default (0.9, 0.99).
+    epsilon : float
+        Of Adam. Default 1e-8.
+    """
+
+    betas: tuple[float, float] = (0.9, 0.99)
+
+    def update(self, weights: Mapping[str, FloatArray], gradients: Mapping[str, FloatArray], rate: float) -> Arrays:
+        """Return the weights after one step at a learning rate."""
+        result = super().update({name: w for name, w in weights.items() if w.ndim == 1}, gradients, rate)
+        keep, new = np.float32(self.betas[0]), np.float32(1 - self.betas[0])
+        for name, weight in weights.items():
+            if weight.ndim == 1:
+                continue
+            gradient = gradients[name]
+            momentum = keep * self.first.get(name, np.zeros_like(weight)) + new * gradient
+            self.first[name] = momentum
+            ahead = (keep * momentum + new * gradient).reshape(len(weight), -1)  # as Nesterov's
+            step = orthogonalized(ahead).reshape(weight.shape)
+            result[name] = weight - np.float32(0.2 * rate * math.sqrt(max(ahead.shape))) * step
+        return result
+
+
+OPTIMIZERS: dict[str, type[Adam]] = {"adam": Adam, "muon": Muon}
 
 
 def clip(gradients: Arrays, norm: float) -> tuple[Arrays, float]:

@@ -11,6 +11,7 @@ from pynca import _core
 from pynca.rule import whole_number
 
 from .losses import LOSSES
+from .optimizers import OPTIMIZERS
 from .sampling import Augmentation
 
 FALLS = ("exponential", "linear")
@@ -55,8 +56,10 @@ class Recipe:
         How it falls between them, batch by batch: ``"exponential"`` or ``"linear"``. Default ``"exponential"``.
     decay : float, optional
         What the rate is multiplied with after each batch, instead of falling to ``last_rate``.
+    optimizer : str
+        ``"adam"`` or ``"muon"``; see ``pynca.training.optimizers``. Default ``"adam"``.
     betas : (float, float)
-        Of Adam.
+        Of the optimizer.
     clip : float
         Largest norm of a level's gradient.
     average : float
@@ -97,6 +100,7 @@ class Recipe:
     last_rate: float = 2e-5
     fall: str = "exponential"
     decay: float | None = None
+    optimizer: str = "adam"
     betas: tuple[float, float] = (0.5, 0.5)
     clip: float = 1.0
     average: float = 0.999
@@ -137,6 +141,8 @@ class Recipe:
             raise ValueError(f"betas are {self.betas} and average {self.average}; they must be at least 0 and below 1")
         if self.keep not in ("best", "last"):
             raise ValueError(f"keep is {self.keep!r}; it must be best or last")
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"optimizer is {self.optimizer!r}; it must be one of {', '.join(OPTIMIZERS)}")
         if self.fall not in FALLS:
             raise ValueError(f"fall is {self.fall!r}; it must be one of {', '.join(FALLS)}")
         if self.loss not in LOSSES:
@@ -203,7 +209,8 @@ class Recipe:
                 "loss": "slice_dice_bce",
                 "on_errors": 0.25,
                 "patch": (64, 64),
-                "rate": 3e-3,
+                "optimizer": "muon",
+                "rate": 3e-3 if changes.get("optimizer") == "adam" else 5e-3,
                 "fall": "linear",
                 "betas": (0.9, 0.99),
             }

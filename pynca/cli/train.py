@@ -37,7 +37,7 @@ examples:
 # What a recipe chooses by the size of a slice where the command line does not.
 _CHOSEN = (
     *("channels", "hidden", "scales", "steps", "patch", "border", "supervision", "batch", "negatives", "on_errors"),
-    *("rate", "fall", "betas", "loss", "small_first"),
+    *("rate", "fall", "optimizer", "betas", "loss", "small_first"),
 )
 
 
@@ -198,7 +198,10 @@ def add(commands: Commands) -> None:
         "--memory", type=amount, default=4 * 10**9, metavar="SIZE", help="what a batch may take (default 4G)"
     )
     how.add_argument(
-        "--rate", type=float, metavar="R", help="learning rate of Adam (default 0.0016; 0.003 above 96 pixels)"
+        "--rate",
+        type=float,
+        metavar="R",
+        help="learning rate (default 0.0016; above 96 pixels 0.005, or 0.003 with adam)",
     )
     how.add_argument(
         "--fall",
@@ -210,8 +213,9 @@ def add(commands: Commands) -> None:
         type=float,
         nargs=2,
         metavar="B",
-        help="betas of Adam (default 0.5 0.5; 0.9 0.99 above 96 pixels)",
+        help="betas of the optimizer (default 0.5 0.5; 0.9 0.99 above 96 pixels)",
     )
+    how.add_argument("--optimizer", metavar="NAME", help="adam or muon (default adam; muon above 96 pixels)")
     how.add_argument(
         "--keep",
         default="best",
