@@ -19,6 +19,8 @@ import pynca
 import results
 import training_step
 from pynca import _core
+from pynca.training.optimizers import OPTIMIZERS
+from pynca.training.pipeline import initial_weights
 from support import random_model, random_rule
 from workload import RULES, dense_model_flops, model_masks, model_work, multiply_adds, workload
 
@@ -110,6 +112,26 @@ def test_a_border_is_not_judged_unless_the_slice_ends_there() -> None:
 def test_the_torch_peers_training_step_is_pyncas(recipe: str, peer: str) -> None:
     pytest.importorskip("torch", reason="torch is not installed")
     assert training_step.compare(training_step.problem(recipe, batch=2, channels=4, hidden=8), 1, peer) > 0
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_the_torch_peers_optimizers_are_pyncas(optimizer: str) -> None:
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    from peer_optimizer import stepper
+
+    recipe = training_step.problem("cardiac", optimizer=optimizer, batch=1, channels=4, hidden=8).recipe
+    random = np.random.default_rng(0)
+    ours = initial_weights(recipe)[0]
+    theirs = {name: torch.tensor(weight, requires_grad=True) for name, weight in ours.items()}
+    mine, step = OPTIMIZERS[optimizer](recipe.betas), stepper(theirs, recipe)
+    for _ in range(3):
+        gradients = {name: random.normal(size=w.shape).astype(np.float32) for name, w in ours.items()}
+        ours = mine.update(ours, gradients, recipe.rate)
+        for name, weight in theirs.items():
+            weight.grad = torch.tensor(gradients[name])
+        step()
+    for name, weight in theirs.items():
+        np.testing.assert_allclose(weight.detach().numpy(), ours[name], atol=1e-5)
 
 
 # --- names of machines --------------------------------------------------------------------------------------

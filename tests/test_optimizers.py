@@ -34,7 +34,7 @@ def near_one(singular_values: np.ndarray) -> np.ndarray:
     return x
 
 
-@given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**32), st.sampled_from([1e-30, 1e-3, 1.0, 1e20]))
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**32), st.sampled_from([1e-9, 1e-3, 1.0, 1e20]))
 def test_singular_values_come_near_one_and_vectors_stay(rows: int, columns: int, seed: int, scale: float) -> None:
     random = np.random.default_rng(seed)
     matrix = (scale * random.normal(size=(rows, columns))).astype(np.float32)
@@ -47,14 +47,23 @@ def test_singular_values_come_near_one_and_vectors_stay(rows: int, columns: int,
     assert found.max() < 1.21
 
 
-def test_zeros_stay_zeros_and_no_number_stays_none() -> None:
-    np.testing.assert_array_equal(orthogonalized(np.zeros((3, 5), np.float32)), 0)
-    assert np.isnan(orthogonalized(np.full((3, 5), np.nan, np.float32))).all()
+def test_what_is_no_direction_becomes_zeros() -> None:
+    for nothing in (0.0, 6e-45, 1e-14):
+        np.testing.assert_array_equal(orthogonalized(np.full((3, 5), nothing, np.float32)), 0)
     with pytest.raises(ValueError, match="rows, columns"):
         orthogonalized(np.zeros(3, np.float32))
 
 
-def test_muon_steps_in_all_directions_alike_and_as_far_as_adam() -> None:
+def test_without_gradients_muon_comes_to_rest() -> None:
+    random = np.random.default_rng(0)
+    muon, weights = Muon(), {"matrix": np.zeros((6, 9), np.float32)}
+    weights = muon.update(weights, {"matrix": random.normal(size=(6, 9)).astype(np.float32)}, 0.01)
+    for _ in range(400):
+        before, weights = weights, muon.update(weights, {"matrix": np.zeros((6, 9), np.float32)}, 0.01)
+    np.testing.assert_array_equal(weights["matrix"], before["matrix"])
+
+
+def test_muon_steps_in_all_directions_alike_whatever_the_size_of_gradients() -> None:
     random = np.random.default_rng(0)
     weights = {"conv": np.zeros((8, 6, 3, 3), np.float32), "matrix": np.zeros((30, 12), np.float32)}
     gradients = {name: random.normal(size=w.shape).astype(np.float32) for name, w in weights.items()}
@@ -69,7 +78,7 @@ def test_muon_steps_in_all_directions_alike_and_as_far_as_adam() -> None:
         assert (step * gradients[name].reshape(step.shape)).sum() < 0  # downhill
     larger = Muon().update(weights, {name: 1024 * g for name, g in gradients.items()}, 0.01)
     for name in weights:
-        np.testing.assert_allclose(larger[name], moved[name], atol=1e-7)
+        np.testing.assert_array_equal(larger[name], moved[name])
 
 
 def test_muon_keeps_momentum_and_leaves_biases_to_adam() -> None:

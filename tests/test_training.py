@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,20 @@ def test_a_seed_repeats_and_threads_do_not_matter(optimizer: str) -> None:
     assert not same_weights(first, fit_slices(blobs(), replace(recipe, seed=4), PREPARATION))
 
 
+def stop_at_four(recipe: Recipe, folder: Path, score: Callable[[pynca.Model], float] | None = None) -> None:
+    """Train until the evaluation at batch 4 has been saved."""
+
+    class Stopped(Exception):
+        pass
+
+    def stop(entry: dict[str, float]) -> None:
+        if entry["batch"] == 4:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        fit_slices(blobs(), recipe, PREPARATION, score=score, folder=folder, report=stop)
+
+
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_resume_is_exact(tmp_path: Path, optimizer: str) -> None:
     """Stopped after any evaluation and taken up again, the weights are those of one go."""
@@ -102,15 +117,7 @@ def test_resume_is_exact(tmp_path: Path, optimizer: str) -> None:
 
     whole = fit_slices(blobs(), recipe, PREPARATION, score=score, folder=tmp_path / "whole")
 
-    class Stopped(Exception):
-        pass
-
-    def stop(entry: dict[str, float]) -> None:
-        if entry["batch"] == 4:
-            raise Stopped
-
-    with pytest.raises(Stopped):
-        fit_slices(blobs(), recipe, PREPARATION, score=score, folder=tmp_path / "parts", report=stop)
+    stop_at_four(recipe, tmp_path / "parts", score)
     parts = fit_slices(blobs(), recipe, PREPARATION, score=score, folder=tmp_path / "parts", resume=True)
     assert same_weights(whole, parts)
     logs = [(tmp_path / name / "log.jsonl").read_text().splitlines() for name in ("whole", "parts")]
@@ -120,12 +127,37 @@ def test_resume_is_exact(tmp_path: Path, optimizer: str) -> None:
 
 
 def test_a_state_of_before_there_was_a_choice_of_optimizer_goes_on(tmp_path: Path) -> None:
-    whole = fit_slices(blobs(), SMALL, PREPARATION, folder=tmp_path)
+    whole = fit_slices(blobs(), SMALL, PREPARATION)
+    stop_at_four(SMALL, tmp_path)
     tensors, metadata = tensorfile.read(tmp_path / STATE)
     recipe = json.loads(metadata["recipe"])
-    del recipe["optimizer"]
+    assert recipe.pop("optimizer") == "adam"
     tensorfile.write(tmp_path / STATE, tensors, {**metadata, "recipe": json.dumps(recipe)})
+    assert saved_recipe(tmp_path / STATE) == SMALL
     assert same_weights(whole, fit_slices(blobs(), SMALL, PREPARATION, folder=tmp_path, resume=True))
+
+
+def test_a_recipe_of_lists_goes_on(tmp_path: Path) -> None:
+    recipe = replace(SMALL, steps=[4, 4], scales=[4, 1], patch=[8, 8])  # type: ignore[arg-type]
+    stop_at_four(recipe, tmp_path)
+    fit_slices(blobs(), recipe, PREPARATION, folder=tmp_path, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("size", "changes", "optimizer", "rate", "betas"),
+    [
+        (256, {}, "muon", 5e-3, (0.9, 0.99)),
+        (256, {"optimizer": "adam"}, "adam", 3e-3, (0.9, 0.99)),
+        (256, {"rate": 1e-3}, "muon", 1e-3, (0.9, 0.99)),
+        (64, {}, "adam", 1.6e-3, (0.5, 0.5)),
+        (64, {"optimizer": "muon"}, "muon", 5e-3, (0.9, 0.99)),
+    ],
+)
+def test_the_rate_suits_the_optimizer(
+    size: int, changes: dict[str, Any], optimizer: str, rate: float, betas: tuple[float, float]
+) -> None:
+    recipe = Recipe.for_size((size, size), **changes)
+    assert (recipe.optimizer, recipe.rate, recipe.betas) == (optimizer, rate, betas)
 
 
 def test_resume_with_another_recipe_is_refused(tmp_path: Path) -> None:
@@ -317,7 +349,7 @@ def test_from_files_to_a_model(folders: Path) -> None:
     )
     assert len(outcome.scores) == 1
     source = outcome.model.card.source
-    assert "seed 3, 4 batches of 4, 4 images" in source
+    assert "seed 3, 4 batches of 4, adam, 4 images" in source
     assert ", 0 min on 1 threads, " in source
     assert "1 validation patients" in outcome.model.card.accuracy
     outcome.model.save(folders / "m.safetensors")

@@ -143,7 +143,8 @@ Floats orthogonalized(const Floats& matrix) {
     if (matrix.ndim() != 2)
         throw std::invalid_argument("matrix must be (rows, columns)");
     Floats result({matrix.shape(0), matrix.shape(1)});
-    float* in_place = std::copy_n(matrix.data(), matrix.size(), result.mutable_data()) - matrix.size();
+    float* in_place = result.mutable_data();
+    std::copy_n(matrix.data(), matrix.size(), in_place);
     const py::gil_scoped_release release;
     nca::orthogonalize(in_place, static_cast<size_t>(matrix.shape(0)), static_cast<size_t>(matrix.shape(1)));
     return result;

@@ -241,21 +241,21 @@ def _write(folder: Path, state: State, recipe: Recipe, entry: dict[str, float]) 
 
 def saved_recipe(path: Path) -> Recipe:
     """Read the recipe of the state that `fit` wrote."""
-    return _recipe_of(tensorfile.read(path)[1])
-
-
-def _recipe_of(metadata: dict[str, str]) -> Recipe:
-    """Make the recipe that was written; what an earlier version did not know is its default."""
-    values = json.loads(metadata["recipe"])
+    values = _saved_values(tensorfile.read(path)[1])
     augmentation = Augmentation(**values.pop("augmentation"))
     values = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
     return Recipe(**values, augmentation=augmentation)
 
 
+def _saved_values(metadata: dict[str, str]) -> dict[str, Any]:
+    """What a recipe was written with; before there was a choice of optimizer it was Adam."""
+    return {"optimizer": "adam", **json.loads(metadata["recipe"])}
+
+
 def load_state(path: Path, recipe: Recipe) -> State:
     """Read the state that `fit` wrote; the recipe must be the one it was written with."""
     tensors, metadata = tensorfile.read(path)
-    if "recipe" not in metadata or _recipe_of(metadata) != recipe:
+    if _saved_values(metadata) != json.loads(json.dumps(asdict(recipe))):
         raise ValueError(f"{path} was written with another recipe; give the same options, or start anew")
     scalars = json.loads(metadata["scalars"])
 

@@ -54,8 +54,8 @@ class Muon(Adam):
     """Muon (Jordan et al. 2024) for matrices and convolutions, Adam for biases.
 
     A step is the momentum of the gradient without its singular values: every direction of a matrix is stepped in
-    alike, where Adam's steps lie in a few. It is as large as steps of Adam are (0.2 a weight, root mean square; Liu et
-    al. 2025), so that both take the same rate. A convolution is the matrix of its outputs over all that they see.
+    alike, where Adam's steps lie in a few. It is about as large as Adam's is with such betas (0.2 times the rate a
+    weight, root mean square; Liu et al. 2025). A convolution is the matrix of its outputs over all that they see.
 
     Parameters
     ----------

@@ -183,7 +183,8 @@ class Recipe:
         see the field: at a fire rate of one half influence needs about 1.3 steps a cell, so that 16 steps on a quarter
         of 256 pixels reach 48 of them; each coarse level is then judged too, patches have a border that is not, a
         quarter of them lies on what is wrongly found, and an eighth of the slices does not show the label.
-        Small structures are drawn more often, and each slice has a Dice of its own.
+        Small structures are drawn more often, and each slice has a Dice of its own. The optimizer is then Muon, and
+        the rate falls linearly.
 
         Parameters
         ----------
@@ -210,10 +211,12 @@ class Recipe:
                 "on_errors": 0.25,
                 "patch": (64, 64),
                 "optimizer": "muon",
-                "rate": 3e-3 if changes.get("optimizer") == "adam" else 5e-3,
+                "rate": 3e-3,
                 "fall": "linear",
                 "betas": (0.9, 0.99),
             }
+        if {**chosen, **changes}.get("optimizer") == "muon":
+            chosen |= {"rate": 5e-3, "betas": (0.9, 0.99)}
         recipe = cls(**{**chosen, **changes})
         while recipe.batch > 1 and recipe.bytes_of_batch(size) > memory and "batch" not in changes:
             recipe = replace(recipe, batch=recipe.batch // 2)

@@ -206,7 +206,8 @@ def described(
         description=card.description
         or f"Med-NCA of {len(recipe.scales)} levels, {recipe.channels} channels, hidden {recipe.hidden}.",
         accuracy=card.accuracy or accuracy,
-        source=f"pynca train, seed {recipe.seed}, {recipe.batches} batches of {recipe.batch}, {len(cases)} images "
+        source=f"pynca train, seed {recipe.seed}, {recipe.batches} batches of {recipe.batch}, {recipe.optimizer}, "
+        f"{len(cases)} images "
         f"(names' sha256 {names}), {seconds / 60:.0f} min on {threads} threads, {_core.isa()}, "
         f"{platform.machine()}",
     )

@@ -28,14 +28,17 @@ void transpose(float* out, const float* in, std::size_t rows, std::size_t column
 
 void orthogonalize(float* matrix, std::size_t rows, std::size_t columns) {
     constexpr int steps = 5;
+    constexpr double nothing = 1e-12;
     constexpr float linear = 3.4445F, cubic = -4.7750F, quintic = 2.0315F;
     const std::size_t size = rows * columns, m = std::min(rows, columns), n = std::max(rows, columns);
     double squares = 0; // in double: the square of a small gradient is below the smallest float
     for (std::size_t i = 0; i < size; ++i)
         squares += static_cast<double>(matrix[i]) * matrix[i];
-    if (!(squares > 0))
-        return;
     const double norm = std::sqrt(squares);
+    if (norm < nothing) {
+        std::fill_n(matrix, size, 0.0F);
+        return;
+    }
     Values x(size), turned(size), gram(m * m), inner(m * m), powers(m * m);
     for (std::size_t i = 0; i < size; ++i)
         turned[i] = static_cast<float>(matrix[i] / norm);

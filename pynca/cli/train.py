@@ -201,7 +201,7 @@ def add(commands: Commands) -> None:
         "--rate",
         type=float,
         metavar="R",
-        help="learning rate (default 0.0016; above 96 pixels 0.005, or 0.003 with adam)",
+        help="learning rate (default 0.005 with muon; with adam 0.0016, or 0.003 above 96 pixels)",
     )
     how.add_argument(
         "--fall",
@@ -213,7 +213,7 @@ def add(commands: Commands) -> None:
         type=float,
         nargs=2,
         metavar="B",
-        help="betas of the optimizer (default 0.5 0.5; 0.9 0.99 above 96 pixels)",
+        help="betas of the optimizer (default 0.9 0.99; with adam 0.5 0.5 up to 96 pixels)",
     )
     how.add_argument("--optimizer", metavar="NAME", help="adam or muon (default adam; muon above 96 pixels)")
     how.add_argument(
