@@ -160,6 +160,12 @@ def test_the_rate_suits_the_optimizer(
     assert (recipe.optimizer, recipe.rate, recipe.betas) == (optimizer, rate, betas)
 
 
+def test_resume_from_a_file_without_a_recipe_is_refused(tmp_path: Path) -> None:
+    tensorfile.write(tmp_path / STATE, {"a": np.zeros(1, np.float32)}, {})
+    with pytest.raises(ValueError, match="another recipe"):
+        fit_slices(blobs(), SMALL, PREPARATION, folder=tmp_path, resume=True)
+
+
 def test_resume_with_another_recipe_is_refused(tmp_path: Path) -> None:
     fit_slices(blobs(), SMALL, PREPARATION, folder=tmp_path)
     with pytest.raises(ValueError, match="another recipe"):

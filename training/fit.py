@@ -255,7 +255,7 @@ def _saved_values(metadata: dict[str, str]) -> dict[str, Any]:
 def load_state(path: Path, recipe: Recipe) -> State:
     """Read the state that `fit` wrote; the recipe must be the one it was written with."""
     tensors, metadata = tensorfile.read(path)
-    if _saved_values(metadata) != json.loads(json.dumps(asdict(recipe))):
+    if "recipe" not in metadata or _saved_values(metadata) != json.loads(json.dumps(asdict(recipe))):
         raise ValueError(f"{path} was written with another recipe; give the same options, or start anew")
     scalars = json.loads(metadata["scalars"])
 

@@ -56,11 +56,10 @@ void orthogonalize(float* matrix, std::size_t rows, std::size_t columns) {
             inner[i] = quintic * gram[i] + (i % (m + 1) == 0 ? cubic : 0.0F);
         std::fill(powers.begin(), powers.end(), 0.0F);
         add_product(powers.data(), inner.data(), gram.data(), m, m, m);
-        Values& next = turned;
         for (std::size_t i = 0; i < size; ++i)
-            next[i] = linear * x[i];
-        add_product(next.data(), powers.data(), x.data(), m, m, n);
-        x.swap(next);
+            turned[i] = linear * x[i];
+        add_product(turned.data(), powers.data(), x.data(), m, m, n);
+        x.swap(turned);
     }
     if (rows > columns)
         transpose(matrix, x.data(), columns, rows);
