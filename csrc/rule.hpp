@@ -43,7 +43,8 @@ Matrix::Matrix(const Kernels& kernels, int outputs, int depth, const float* bias
       panels_{data_.data(), depth, round_up(outputs, kernels.width)} {
     float* to = data_.data();
     for (int first = 0; first < panels_.outputs;) {
-        const int size = std::min(panels_.outputs - first, kernels.panel_vectors * kernels.width);
+        const int left = (panels_.outputs - first) / kernels.width;
+        const int size = panel_registers(left, kernels.panel_vectors) * kernels.width;
         const int used = std::min(outputs - first, size);
         for (int n = 0; bias && n < used; ++n)
             to[n] = bias[first + n];

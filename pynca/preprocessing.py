@@ -166,9 +166,10 @@ def shrink_mean(image: FloatArray, scale: int) -> FloatArray:
     for axis in (1, 2):
         shape = image.shape
         blocks = image.reshape(*shape[:axis], shape[axis] // scale, scale, *shape[axis + 1 :])
-        total = np.take(blocks, 0, axis=axis + 1)
-        for n in range(1, scale):
-            total = total + np.take(blocks, n, axis=axis + 1)
+        parts = np.moveaxis(blocks, axis + 1, 0)
+        total = parts[0].copy()
+        for part in parts[1:]:
+            total += part
         image = total / np.float32(scale)
     return image
 

@@ -43,6 +43,7 @@ class Rollout {
         if (wanted && (wanted->ndim() != 3 || !std::equal(shape, shape + 3, wanted->shape())))
             throw std::invalid_argument("wanted must be (N, H, W)");
         float* in_place = state_.mutable_data();
+        state_.attr("setflags")(py::arg("write") = false);
         const py::gil_scoped_release release;
         if (wanted) {
             reaching_.resize(static_cast<size_t>(steps) * wanted->size());
@@ -54,8 +55,8 @@ class Rollout {
         nca::rollout(rule_, in_place, record_, count(), height(), width(), steps_, fire_, threads_);
     }
 
-    // The last state, (N, H, W, C).
-    Floats final_state() const { return copy(state_); }
+    // The last state, (N, H, W, C), read-only: the way back starts from it.
+    const Floats& final_state() const { return state_; }
 
     // The gradients of the weights and of the first state, given that of the last.
     std::pair<Weights, Floats> backward(const Floats& gradient) const {
@@ -171,7 +172,8 @@ PYBIND11_MODULE(_gradient, module) {
              py::arg("weights"), py::arg("state").noconvert(), py::arg("steps"), py::arg("masks"),
              py::arg("seed"), py::arg("level"), py::arg("samples"), py::arg("slices"), py::arg("wanted"),
              py::arg("threads"))
-        .def_property_readonly("final_state", &Rollout::final_state, "The last state, (N, H, W, C).")
+        .def_property_readonly("final_state", &Rollout::final_state,
+                               "The last state, (N, H, W, C), read-only.")
         .def("backward", &Rollout::backward, py::arg("gradient").noconvert(),
              "Gradients of the weights and of the first state, given that of the last state.");
 }

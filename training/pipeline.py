@@ -92,16 +92,16 @@ def loss_and_gradients(
     losses: list[tuple[float, tape.Node]] = []
     judged = supervision > 0
     for n, (scale, steps) in enumerate(zip(recipe.scales[:-1], recipe.steps, strict=False)):
-        small = SHRINK[shrink](images, scale)[..., None]
+        small = SHRINK[shrink](images, scale)
         if state is None:
-            start = np.zeros((*small.shape[:3], recipe.channels), np.float32)
-            start[..., :1] = small
+            start = np.zeros((*small.shape, recipe.channels), np.float32)
+            start[..., 0] = small
             state = tape.Node(start)
         else:
-            state = _next(state, small, recipe.scales[n - 1] // scale)
+            state = tape.finer(state, small, recipe.scales[n - 1] // scale)
         # where nothing but the patch is judged, what cannot reach it is left out
         known = not judged and n == len(rules) - 2 and not callable(places)
-        wanted = _within(places, recipe, small.shape[:3]) if known else None  # type: ignore[arg-type]
+        wanted = _within(places, recipe, small.shape) if known else None  # type: ignore[arg-type]
         state = tape.nca(weights[n], state, steps, masks=fires[n], seed=seed, level=n, wanted=wanted, threads=threads)
         if judged:
             logits = tape.channels(state, 1, 2)
@@ -112,7 +112,7 @@ def loss_and_gradients(
     corners = places(state.value[..., 1]) if callable(places) else places
     above = recipe.above
     state = tape.crop(state, corners // above, (recipe.patch[0] // above, recipe.patch[1] // above))
-    state = _next(state, cut(images, corners, recipe.patch)[..., None], above)
+    state = tape.finer(state, cut(images, corners, recipe.patch), above)
     seen = _judged(corners, recipe, images.shape[1:]) if recipe.border else None
     state = tape.nca(
         weights[-1], state, recipe.steps[-1], masks=fires[-1], seed=seed, level=len(rules) - 1, wanted=seen,
@@ -128,12 +128,6 @@ def loss_and_gradients(
     total = tape.weighted_sum(losses)
     total.backward()
     return float(total.value), [w.gradients for w in weights]
-
-
-def _next(state: tape.Node, image: FloatArray, scale: int) -> tape.Node:
-    """Repeat each cell and put the finer image into the image channel."""
-    hidden = tape.channels(state, 1, state.value.shape[-1])
-    return tape.concatenate([tape.Node(image), tape.upsample(hidden, scale)])
 
 
 def _within(places: Places, recipe: Recipe, shape: tuple[int, ...]) -> UInt8Array:

@@ -126,14 +126,20 @@ def nca(
     return Node(rollout.final_state, (weights, state), spread)
 
 
-def upsample(state: Node, scale: int) -> Node:
-    """Repeat each cell of (N, H, W, C) scale x scale times."""
+def finer(state: Node, image: FloatArray, scale: int) -> Node:
+    """Repeat each cell of (N, H, W, C) scale x scale times and put an image (N, H scale, W scale) into channel 0."""
     count, height, width, channels = state.value.shape
+    blocks = (count, height, scale, width, scale, channels)
+    value = np.empty(blocks, np.float32)
+    value[:] = state.value[:, :, None, :, None]
+    value[..., 0] = image.reshape(blocks[:-1])
 
     def spread(gradient: FloatArray) -> tuple[FloatArray]:
-        return (gradient.reshape(count, height, scale, width, scale, channels).sum(axis=2).sum(axis=3),)
+        of_state = gradient.reshape(blocks).sum(axis=2).sum(axis=3)
+        of_state[..., 0] = 0
+        return (of_state,)
 
-    return Node(state.value.repeat(scale, axis=1).repeat(scale, axis=2), (state,), spread)
+    return Node(value.reshape(count, height * scale, width * scale, channels), (state,), spread)
 
 
 def crop(state: Node, corners: NDArray[np.integer], size: tuple[int, int]) -> Node:
@@ -148,16 +154,6 @@ def crop(state: Node, corners: NDArray[np.integer], size: tuple[int, int]) -> No
         return (whole,)
 
     return Node(np.stack([state.value[place] for place in places]), (state,), spread)
-
-
-def concatenate(parts: Sequence[Node]) -> Node:
-    """Join along the channels."""
-    ends = np.cumsum([part.value.shape[-1] for part in parts])[:-1]
-    return Node(
-        np.concatenate([part.value for part in parts], axis=-1),
-        parts,
-        lambda gradient: np.split(gradient, ends, axis=-1),
-    )
 
 
 def channels(state: Node, first: int, last: int) -> Node:

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstdlib>
 #include <vector>
 
 #include "../parallel.hpp"
@@ -147,7 +148,8 @@ class Backprop {
         : rule_(rule), kernels_(*rule.kernels), transposed_(transposed), sweep_(rule, width),
           side_(2 * rule.radius + 1), width_(width),
           state_(static_cast<size_t>(height) * width * rule.channels), field_(rule, height, width),
-          kept_(static_cast<size_t>(rule.radius) * width * rule.channels), before_(sweep_.most_cells()),
+          kept_(static_cast<size_t>(rule.radius) * width * rule.channels), undone_(sweep_.most_cells()),
+          before_(sweep_.most_cells()),
           changes_(sweep_.most_cells() + kernels_.cells, round_up(rule.channels, kernels_.width)),
           hidden_(sweep_.block(), transposed.fc1.panels().outputs),
           seen_(sweep_.block(), transposed.fc0.panels().outputs, rule.channels),
@@ -181,10 +183,11 @@ class Backprop {
         sweep_.start(image);
         for (int y = 0; y < image.height;) {
             y = sweep_.fill_band(y, step);
-            sweep_.for_each_cell(0, sweep_.cells(), [&](int, int row, int x) {
-                std::copy_n(recorded, rule_.channels, image.row(row) + x * rule_.channels);
-                recorded += length;
+            sweep_.for_each_cell(0, sweep_.cells(), [&](int cell, int row, int x) {
+                undone_[cell] = image.row(row) + x * rule_.channels;
             });
+            kernels_.scatter(undone_.data(), sweep_.cells(), rule_.channels, recorded, length);
+            recorded += static_cast<size_t>(sweep_.cells()) * length;
         }
     }
 
@@ -289,7 +292,8 @@ class Backprop {
     Field field_;
     Buffer kept_; // rows up to kept_end_ of the field before the step, as far as later bands need them
     int kept_end_ = 0;
-    std::vector<const float*> before_; // the band's cells in the field before the step
+    std::vector<float*> undone_;       // the band's cells in the state
+    std::vector<const float*> before_; // the same in the field before the step
     Rows changes_, hidden_;            // gradients of the band's changes, of the block's hidden layer
     Rows seen_;                        // gradient of [state, perceived]; pointers at perceived
     Rows spread_;                      // what it gives to the neighbours
@@ -299,12 +303,18 @@ class Backprop {
     std::vector<float*> cells_, patches_;
 };
 
-// Marks what a cell looks at. Reflection shows no cell that is farther than the kernel reaches.
-void need_around(uint8_t* needed, int y, int x, int radius, int height, int width) {
-    const int left = std::max(x - radius, 0), right = std::min(x + radius, width - 1);
-    for (int row = std::max(y - radius, 0); row <= std::min(y + radius, height - 1); ++row)
-        std::fill(needed + static_cast<size_t>(row) * width + left,
-                  needed + static_cast<size_t>(row) * width + right + 1, uint8_t{1});
+// Marks what the cells of a mask look at, row by row and shift by shift. Reflection shows no cell that is
+// farther than the kernel reaches.
+void need_around(uint8_t* needed, const uint8_t* mask, int radius, int height, int width) {
+    const auto row_of = [width](auto* image, int y) { return image + static_cast<size_t>(y) * width; };
+    for (int y = 0; y < height; ++y)
+        for (int row = std::max(y - radius, 0); row <= std::min(y + radius, height - 1); ++row)
+            for (int dx = -std::min(radius, width - 1); dx <= std::min(radius, width - 1); ++dx) {
+                const uint8_t* from = row_of(mask, y) + std::max(-dx, 0);
+                uint8_t* to = row_of(needed, row) + std::max(dx, 0);
+                for (int x = 0; x < width - std::abs(dx); ++x)
+                    to[x] |= from[x];
+            }
 }
 
 void write(const RuleWeights& w, const Slot& sums, const WeightGradients& out) {
@@ -344,10 +354,7 @@ void reaching_masks(uint8_t* masks, const uint8_t* wanted, const RuleWeights& we
             uint8_t* mask = masks + (step * count + member) * cells;
             for (size_t i = 0; i < cells; ++i)
                 mask[i] &= needed[i];
-            for (int y = 0; y < height; ++y)
-                for (int x = 0; x < width; ++x)
-                    if (mask[static_cast<size_t>(y) * width + x])
-                        need_around(needed.data(), y, x, radius, height, width);
+            need_around(needed.data(), mask, radius, height, width);
         }
     }
 }

@@ -4,19 +4,12 @@
 #include <cmath>
 #include <vector>
 
+#include "../dispatch.hpp"
+
 namespace nca {
 namespace {
 
 using Values = std::vector<float>;
-
-// out (m, n) += a (m, k) b (k, n). Each output is a sum over k in ascending order, so that the innermost loop
-// can be vectorized without a change of the order.
-void add_product(float* out, const float* a, const float* b, std::size_t m, std::size_t k, std::size_t n) {
-    for (std::size_t i = 0; i < m; ++i)
-        for (std::size_t l = 0; l < k; ++l)
-            for (std::size_t j = 0; j < n; ++j)
-                out[i * n + j] += a[i * k + l] * b[l * n + j];
-}
 
 void transpose(float* out, const float* in, std::size_t rows, std::size_t columns) {
     for (std::size_t i = 0; i < rows; ++i)
@@ -39,6 +32,11 @@ void orthogonalize(float* matrix, std::size_t rows, std::size_t columns) {
         std::fill_n(matrix, size, 0.0F);
         return;
     }
+    const auto product = [&kernels = active_kernels()](const Values& a, const Values& b, std::size_t m,
+                                                       std::size_t k, std::size_t n, Values& out) {
+        kernels.multiply(a.data(), b.data(), static_cast<int>(m), static_cast<int>(k), static_cast<int>(n),
+                         out.data());
+    };
     Values x(size), turned(size), gram(m * m), inner(m * m), powers(m * m);
     for (std::size_t i = 0; i < size; ++i)
         turned[i] = static_cast<float>(matrix[i] / norm);
@@ -50,15 +48,15 @@ void orthogonalize(float* matrix, std::size_t rows, std::size_t columns) {
     for (int step = 0; step < steps; ++step) {
         transpose(turned.data(), x.data(), m, n);
         std::fill(gram.begin(), gram.end(), 0.0F);
-        add_product(gram.data(), x.data(), turned.data(), m, n, m);
+        product(x, turned, m, n, m, gram);
         // x = linear x + (cubic g + quintic g g) x with g = x x'
         for (std::size_t i = 0; i < m * m; ++i)
             inner[i] = quintic * gram[i] + (i % (m + 1) == 0 ? cubic : 0.0F);
         std::fill(powers.begin(), powers.end(), 0.0F);
-        add_product(powers.data(), inner.data(), gram.data(), m, m, m);
+        product(inner, gram, m, m, m, powers);
         for (std::size_t i = 0; i < size; ++i)
             turned[i] = linear * x[i];
-        add_product(turned.data(), powers.data(), x.data(), m, m, n);
+        product(powers, x, m, m, n, turned);
         x.swap(turned);
     }
     if (rows > columns)

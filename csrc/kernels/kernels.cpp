@@ -206,7 +206,7 @@ void product(const Segment* segments, int segment_count, int tiles, const Panels
     const auto* panel = (const Weight*)panels.data;
     for (int n = 0; n < panels.outputs;) {
         const int left = (panels.outputs - n) / kOutputs;
-        const int vectors = left < kPanelVectors ? left : kPanelVectors;
+        const int vectors = panel_registers(left, kPanelVectors);
         auto run = panel_product<1>;
         if (vectors == 2)
             run = panel_product<2>;
@@ -251,6 +251,11 @@ void gather(const float* const* rows, int cells, int length, float* out, int out
         each_part(length, [&]<class T>(T, int c) { store<T>(out + c, load<T>(rows[i] + c)); });
 }
 
+void scatter(float* const* rows, int cells, int length, const float* in, int in_stride) {
+    for (int i = 0; i < cells; ++i, in += in_stride)
+        each_part(length, [&]<class T>(T, int c) { store<T>(rows[i] + c, load<T>(in + c)); });
+}
+
 // Both derivatives of channels c.. of one cell; its neighbours in three rows, in reading order.
 template <class T>
 inline void sobel_part(const float* above, const float* here, const float* below, int c, int channels,
@@ -289,21 +294,24 @@ template <class T> inline void add_part(float* to, const float* from) {
     store<T>(to, load<T>(to) + load<T>(from));
 }
 
-void add(float* const* to, const float* from, int stride, int first, int length, int cells) {
-    typedef int Lanes __attribute__((vector_size(4 * kWidth)));
+// In parts of T, then in quads, then one by one.
+template <class T>
+void add_in(float* const* to, const float* from, int stride, int first, int length, int cells) {
+    constexpr int kPart = sizeof(T) / sizeof(float);
+    typedef decltype(T{} < T{}) Lanes;
     Lanes lane = {};
-    for (int i = 0; i < kWidth; ++i)
+    for (int i = 0; i < kPart; ++i)
         lane[i] = i;
-    const int start = first / kWidth * kWidth;
-    const Lanes kept = lane < first - start; // of the first register
+    const int start = first / kPart * kPart;
+    const Lanes kept = lane < first - start; // of the first part
     for (int i = 0; i < cells; ++i, from += stride) {
         float* cell = to[i];
         int c = start;
-        if (c + kWidth <= length) {
-            const Vector old = load<Vector>(cell + c);
-            store(cell + c, kept ? old : old + load<Vector>(from + c));
-            for (c += kWidth; c + kWidth <= length; c += kWidth)
-                add_part<Vector>(cell + c, from + c);
+        if (c + kPart <= length) {
+            const T old = load<T>(cell + c);
+            store<T>(cell + c, kept ? old : old + load<T>(from + c));
+            for (c += kPart; c + kPart <= length; c += kPart)
+                add_part<T>(cell + c, from + c);
         } else {
             c = first;
         }
@@ -312,6 +320,21 @@ void add(float* const* to, const float* from, int stride, int first, int length,
         for (; c < length; ++c)
             add_part<float>(cell + c, from + c);
     }
+}
+
+// Neighbours share cells, and what was stored a moment ago is loaded at once only in the same pieces: so in
+// the largest that divide a row of channels.
+void add(float* const* to, const float* from, int stride, int first, int length, int cells) {
+    auto run = add_in<Vector>;
+    if (length % kWidth == 4)
+        run = add_in<Quad>;
+#if defined(NCA_ISA_AVX512)
+    if (length % kWidth == 8)
+        run = add_in<Half>;
+    if (length % 8 == 4)
+        run = add_in<Quad>;
+#endif
+    run(to, from, stride, first, length, cells);
 }
 
 // R rows and V registers of columns of an outer product; `last` floats in the last register count.
@@ -360,6 +383,44 @@ void outer(const float* const* a, int rows, const float* const* b, int columns, 
         run(a, rows, b, n, last, cells, out + n, out_stride);
         n += vectors * kWidth;
     }
+}
+
+// R rows and V parts of T of a product of matrices.
+template <int R, int V, class T>
+NCA_INLINE void multiply_tile(const float* a, const float* b, int k, int n, float* out) {
+    constexpr int kPart = sizeof(T) / sizeof(float);
+    T sums[R][V];
+    NCA_UNROLL for (int i = 0; i < R; ++i) NCA_UNROLL for (int v = 0; v < V; ++v) sums[i][v] =
+        load<T>(out + i * n + v * kPart);
+    for (int l = 0; l < k; ++l, b += n) {
+        T w[V];
+        NCA_UNROLL for (int v = 0; v < V; ++v) w[v] = load<T>(b + v * kPart);
+        NCA_UNROLL for (int i = 0; i < R; ++i) NCA_UNROLL for (int v = 0; v < V; ++v) sums[i][v] +=
+            a[i * k + l] * w[v];
+    }
+    NCA_UNROLL for (int i = 0; i < R; ++i) NCA_UNROLL for (int v = 0; v < V; ++v)
+        store<T>(out + i * n + v * kPart, sums[i][v]);
+}
+
+template <int V, class T>
+void multiply_columns(const float* a, const float* b, int m, int k, int n, float* out) {
+    int i = 0;
+    for (; i + 4 <= m; i += 4)
+        multiply_tile<4, V, T>(a + i * k, b, k, n, out + i * n);
+    for (; i < m; ++i)
+        multiply_tile<1, V, T>(a + i * k, b, k, n, out + i * n);
+}
+
+void multiply(const float* a, const float* b, int m, int k, int n, float* out) {
+    int c = 0;
+    for (; c + 2 * kWidth <= n; c += 2 * kWidth)
+        multiply_columns<2, Vector>(a, b + c, m, k, n, out + c);
+    for (; c + kWidth <= n; c += kWidth)
+        multiply_columns<1, Vector>(a, b + c, m, k, n, out + c);
+    for (; c + 4 <= n; c += 4)
+        multiply_columns<1, Quad>(a, b + c, m, k, n, out + c);
+    for (; c < n; ++c)
+        multiply_columns<1, float>(a, b + c, m, k, n, out + c);
 }
 
 // Philox4x32-10, kWidth / 2 blocks of four cells at a time. Words stand in 64-bit lanes whose upper halves
@@ -412,7 +473,8 @@ void burst(int rounds, float* out) {
 } // namespace
 
 extern const Kernels kernels;
-const Kernels kernels = {NCA_STRING(NCA_ISA), kCells, kOutputs, kPanelVectors, product, gather, sobel,
-                         spread_sobel,        add,    outer,    fire,          burst,   pack};
+const Kernels kernels = {
+    NCA_STRING(NCA_ISA), kCells, kOutputs, kPanelVectors, product, gather, scatter, sobel,
+    spread_sobel,        add,    outer,    multiply,      fire,    burst,  pack};
 
 } // namespace nca::NCA_ISA

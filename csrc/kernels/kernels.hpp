@@ -49,6 +49,9 @@ struct Kernels {
     // out[i * out_stride + c] = rows[i][c] for c < length.
     void (*gather)(const float* const* rows, int cells, int length, float* out, int out_stride);
 
+    // rows[i][c] = in[i * in_stride + c] for c < length.
+    void (*scatter)(float* const* rows, int cells, int length, const float* in, int in_stride);
+
     // out[i] = [derivative along y, derivative along x], Sobel/8, of cell i; rows[dy + 1].rows[i] points at
     // the channel vectors of its three neighbours in row dy.
     void (*sobel)(const Segment* rows, int cells, int channels, float* out, int out_stride);
@@ -64,6 +67,10 @@ struct Kernels {
     // one cell or more; rows of out have room for whole registers.
     void (*outer)(const float* const* a, int rows, const float* const* b, int columns, int cells, float* out,
                   int out_stride);
+
+    // out (m, n) += a (m, k) b (k, n), whole matrices; each output is a sum in ascending k, products rounded
+    // before they are added: the same on every instruction set.
+    void (*multiply)(const float* a, const float* b, int m, int k, int n, float* out);
 
     // mask[x] = 1 where cell x fires; writes whole blocks of kFireBlock cells.
     void (*fire)(const FireRow& row, int width, uint8_t* mask);
@@ -81,6 +88,13 @@ constexpr int kFireBlock = 32;
 
 static constexpr int round_up(int n, int step) { // static: a copy for each instruction set
     return (n + step - 1) / step * step;
+}
+
+// How many of `left` registers of outputs are in the next panel, of at most `most`: about as many in each,
+// since a panel of few has few chains.
+static constexpr int panel_registers(int left, int most) {
+    const int panels = (left + most - 1) / most;
+    return (left + panels - 1) / panels;
 }
 
 } // namespace nca
