@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import secrets
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -34,7 +33,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise IsADirectoryError(f"{path} cannot be written: it is a folder; give the name of a file")
     # Not from tempfile: its files can be read by their owner only, and would stay so. Only the end of
     # the name, because a long name and a prefix may be longer than a file system allows.
-    temporary = path.with_name(f".{secrets.token_hex(8)}.{_tail(path)}")
+    temporary = path.with_name(f".{os.urandom(8).hex()}.{_tail(path)}")
     try:
         yield temporary
         os.replace(temporary, path)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import uuid
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,6 +31,8 @@ def write(path: Path, mask: UInt8Array, like: Volume, labels: Mapping[int, str])
     Segments are numbered from 1 in the order of label values, as the standard wants. Nothing in the file depends
     on when or how often it is written.
     """
+    import hashlib  # here: it brings OpenSSL, which takes 3 ms
+
     seg = optional("highdicom.seg", "dicom", "DICOM SEG")
     sources = [_complete(header) for header in like.slices]
     frames = np.zeros((mask.shape[2], mask.shape[1], mask.shape[0]), np.uint8)
@@ -115,6 +115,8 @@ def _concept(terms: Any, name: str) -> Any:
 
 def _uid(digest: Any, what: str) -> str:
     """Return a UID that is a function of content: a UUID of the standard's own arc."""
+    import uuid
+
     own = digest.copy()
     own.update(what.encode())
     return f"2.25.{uuid.UUID(bytes=own.digest()[:16], version=5).int}"

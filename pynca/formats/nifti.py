@@ -8,7 +8,6 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
 
@@ -234,6 +233,8 @@ def _header_like(like: Volume) -> Any:
 
 def _label_table(labels: Mapping[int, str]) -> bytes:
     """Return names and colours as Connectome Workbench, and TotalSegmentator after it, write and read them."""
+    from html import escape  # here, because of its table of a thousand characters
+
     rows = []
     for value, name in {0: "background", **labels}.items():
         red, green, blue = (f"{part / 255:.4f}" for part in colour_of(value))
