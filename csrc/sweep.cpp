@@ -14,6 +14,12 @@ constexpr int kBandRows = 64;   // where next to nothing fires
 // gradients are summed block by block.
 constexpr int kBlockCells = 48;
 
+// Firing cells of a band that is filled row by row: all but the last row are either fewer than enough, or as
+// many as can be in the rows that a cell looks at.
+size_t cells_at_most(const Rule::Packed& rule, int width) {
+    return std::max(kBandCells, (rule.radius - 1) * width) + static_cast<size_t>(width);
+}
+
 FireRow fire_row(const Fire& fire, uint64_t threshold, size_t member) {
     if (fire.masks)
         return {};
@@ -73,15 +79,17 @@ int inside(Padding padding, int position, int size) {
 Sweep::Sweep(const Rule::Packed& rule, int width)
     : rule_(rule), kernels_(*rule.kernels), side_(2 * rule.radius + 1), row_floats_(side_ * rule.channels),
       block_(kBlockCells), mask_(round_up(width, kFireBlock)),
-      columns_(static_cast<size_t>(kBandCells) + width), neighbours_(static_cast<size_t>(side_) * block_),
-      centers_(block_), input_rows_(block_), recalled_rows_(block_), hidden_rows_(block_),
-      changed_(columns_.size()), hidden_(static_cast<size_t>(block_) * rule.fc0.panels().outputs),
-      changes_((columns_.size() + kernels_.cells) * rule.fc1.panels().outputs),
-      kept_(static_cast<size_t>(rule.radius) * width * rule.channels), zeros_(row_floats_),
+      neighbours_(static_cast<size_t>(side_) * block_), centers_(block_), input_rows_(block_),
+      recalled_rows_(block_), hidden_rows_(block_), changed_(cells_at_most(rule, width)),
+      hidden_(static_cast<size_t>(block_) * rule.fc0.panels().outputs), zeros_(row_floats_),
       border_(neighbours_.size() * row_floats_),
       input_stride_(round_up(rule.channels + round_up(2 * rule.channels, kernels_.width), 16)) {
     inputs_ = Buffer(static_cast<size_t>(block_) * input_stride_);
-    band_.reserve(kBandRows);
+    for (Band* band : {&band_, &before_}) {
+        band->columns.resize(changed_.size());
+        band->rows.reserve(kBandRows);
+        band->changes = Buffer((changed_.size() + kernels_.cells) * rule.fc1.panels().outputs);
+    }
     for (int i = 0; i < block_; ++i) {
         input_rows_[i] = inputs_.data() + static_cast<size_t>(i) * input_stride_;
         hidden_rows_[i] = hidden_.data() + static_cast<size_t>(i) * rule.fc0.panels().outputs;
@@ -91,52 +99,54 @@ Sweep::Sweep(const Rule::Packed& rule, int width)
 }
 
 void Sweep::step(const Image& image, int first, int last, int step, const Edges& edges) {
-    start(image, first, last, edges, true);
+    start(image, first, last, edges);
+    before_.cells = 0;
     for (int y = first; y < last;) {
         y = fill_band(y, step);
-        for (int begin = 0; begin < cells_; begin += block_) {
-            const int end = std::min(begin + block_, cells_);
+        for (int begin = 0; begin < band_.cells; begin += block_) {
+            const int end = std::min(begin + block_, band_.cells);
             fetch_ahead(begin, end);
             compute(begin, end);
         }
-        keep_last_rows();
-        add_changes();
+        add_changes(before_);
+        std::swap(band_, before_);
     }
+    add_changes(before_);
 }
 
 // Asks for a share of the rows that the next band will be the first to read, while this one computes.
 void Sweep::fetch_ahead(int begin, int end) const {
     constexpr size_t kLine = 16; // floats
-    const int ahead = std::min(band_last_ + rule_.radius, image_->height);
-    const int rows = std::min(band_last_ - band_first_, image_->height - ahead);
+    const int ahead = std::min(band_.last + rule_.radius, image_->height);
+    const int rows = std::min(band_.last - band_.first, image_->height - ahead);
     const size_t floats = rows * image_->row_floats;
-    for (size_t i = floats * begin / cells_; i < floats * end / cells_; i += kLine)
+    for (size_t i = floats * begin / band_.cells; i < floats * end / band_.cells; i += kLine)
         __builtin_prefetch(image_->row(ahead) + i, 1, 2);
 }
 
-void Sweep::start(const Image& image, int first, int last, const Edges& edges, bool in_place) {
+void Sweep::start(const Image& image, int first, int last, const Edges& edges) {
     image_ = &image;
     edges_ = edges;
     first_ = first;
     last_ = last;
-    in_place_ = in_place;
 }
 
 size_t Sweep::count(const Image& image, int step) {
     start(image);
     size_t cells = 0;
-    for (int y = 0; y < image.height; cells += cells_)
+    for (int y = 0; y < image.height; cells += band_.cells)
         y = fill_band(y, step);
     return cells;
 }
 
 int Sweep::fill_band(int y, int step) {
-    band_.clear();
-    cells_ = 0;
-    band_first_ = y;
-    while (y < last_ && cells_ < kBandCells && static_cast<int>(band_.size()) < kBandRows)
+    band_.rows.clear();
+    band_.cells = 0;
+    band_.first = y;
+    const auto rows = [&] { return static_cast<int>(band_.rows.size()); };
+    while (y < last_ && (rows() < rule_.radius || (band_.cells < kBandCells && rows() < kBandRows)))
         list_row(y++, step);
-    return band_last_ = y;
+    return band_.last = y;
 }
 
 // Appends the columns of the cells that fire in a row.
@@ -151,14 +161,14 @@ void Sweep::list_row(int y, int step) {
         row.word3 |= static_cast<uint32_t>(step);
         kernels_.fire(row, image.width, mask_.data());
     }
-    int* columns = columns_.data() + cells_;
+    int* columns = band_.columns.data() + band_.cells;
     int count = 0;
     for (int x = 0; x < image.width; ++x) {
         columns[count] = x;
         count += mask[x];
     }
-    cells_ += count;
-    band_.push_back({y, cells_});
+    band_.cells += count;
+    band_.rows.push_back({y, band_.cells});
 }
 
 // Where the values that row y had before this step stand.
@@ -168,16 +178,13 @@ const float* Sweep::old_row(int y) const {
         return edges_.above + (y - first_ + rule_.radius) * size;
     if (y >= last_)
         return edges_.below + (y - last_) * size;
-    if (y < band_first_ && in_place_)
-        return kept_.data() + (y % rule_.radius) * size;
     return image_->row(y);
 }
 
-// The number in the band of the row that a cell is in.
-size_t Sweep::row_of(int cell) const {
-    return std::upper_bound(band_.begin(), band_.end(), cell,
+size_t Sweep::Band::row_of(int cell) const {
+    return std::upper_bound(rows.begin(), rows.end(), cell,
                             [](int i, const BandRow& row) { return i < row.end; }) -
-           band_.begin();
+           rows.begin();
 }
 
 // The neighbours of column x in a row, null outside the image, copied side by side where the image's border
@@ -202,24 +209,27 @@ const float* Sweep::border_patch(const float* row, int x, int cell, int dy) {
 void Sweep::point_at_neighbours(int begin, int end, int padded_end) {
     const int radius = rule_.radius, last_inside = image_->width - radius - 1;
     const std::ptrdiff_t channels = rule_.channels;
-    const float* rows[16];
-    int y_of_rows = -1;
-    for_each_cell(begin, end, [&](int cell, int y, int x) {
-        if (y != y_of_rows) {
-            y_of_rows = y;
-            for (int dy = 0; dy < side_; ++dy) {
-                const int row = inside(rule_.padding, y + dy - radius, image_->height);
-                rows[dy] = row < 0 ? nullptr : old_row(row);
-            }
+    band_.for_each_row(begin, end, [&](int first, int last, int y) {
+        const int* columns = band_.columns.data();
+        int inner_first = first, inner_last = last; // without those near the image's border
+        while (inner_first < last && columns[inner_first] < radius)
+            ++inner_first;
+        while (inner_last > inner_first && columns[inner_last - 1] > last_inside)
+            --inner_last;
+        for (int dy = 0; dy < side_; ++dy) {
+            const int neighbour = inside(rule_.padding, y + dy - radius, image_->height);
+            const float* row = neighbour < 0 ? nullptr : old_row(neighbour);
+            const float** patch = neighbours_.data() + static_cast<size_t>(dy) * block_ - begin;
+            for (int i = first; i < inner_first; ++i)
+                patch[i] = border_patch(row, columns[i], i - begin, dy);
+            for (int i = inner_first; i < inner_last; ++i)
+                patch[i] = row ? row + (columns[i] - radius) * channels : zeros_.data();
+            for (int i = inner_last; i < last; ++i)
+                patch[i] = border_patch(row, columns[i], i - begin, dy);
         }
-        const int i = cell - begin;
-        const float** patch = neighbours_.data() + i;
-        const std::ptrdiff_t first = (x - radius) * channels;
-        const bool inner = x >= radius && x <= last_inside;
-        for (int dy = 0; dy < side_; ++dy)
-            patch[static_cast<size_t>(dy) * block_] =
-                inner && rows[dy] ? rows[dy] + first : border_patch(rows[dy], x, i, dy);
-        centers_[i] = rows[radius] + x * channels;
+        const float* row = old_row(y);
+        for (int i = first; i < last; ++i)
+            centers_[i - begin] = row + columns[i] * channels;
     });
     for (int i = end - begin; i < padded_end - begin; ++i)
         for (int dy = 0; dy < side_; ++dy) {
@@ -244,13 +254,13 @@ int Sweep::hide(int begin, int end) {
 
 // The states of the first cells of the block, and what they perceive.
 void Sweep::perceive(int cells, int tiles) {
-    kernels_.gather(centers_.data(), cells, rule_.channels, inputs_.data(), input_stride_);
-    float* perceived = inputs_.data() + rule_.channels;
-    if (rule_.perception == Perception::sobel)
-        kernels_.sobel(patches_.data(), cells, rule_.channels, perceived, input_stride_);
-    else
-        kernels_.product(patches_.data(), side_, tiles, rule_.perceive.panels(), {}, perceived,
-                         input_stride_);
+    if (rule_.perception == Perception::sobel) {
+        kernels_.sobel(patches_.data(), cells, rule_.channels, inputs_.data(), input_stride_);
+    } else {
+        kernels_.gather(centers_.data(), cells, rule_.channels, inputs_.data(), input_stride_);
+        kernels_.product(patches_.data(), side_, tiles, rule_.perceive.panels(), {},
+                         inputs_.data() + rule_.channels, input_stride_);
+    }
     if (recorded_) {
         kernels_.gather(input_rows_.data(), cells, recorded_length_, recorded_, recorded_length_);
         recorded_ += static_cast<size_t>(cells) * recorded_length_;
@@ -271,23 +281,16 @@ void Sweep::compute(int begin, int end) {
     const int tiles = hide(begin, end);
     const Panels& fc1 = rule_.fc1.panels();
     const Segment hidden = {hidden_rows_.data(), rule_.hidden, rule_.fc0.panels().outputs};
-    kernels_.product(&hidden, 1, tiles, fc1, {}, changes_.data() + static_cast<size_t>(begin) * fc1.outputs,
-                     fc1.outputs);
+    kernels_.product(&hidden, 1, tiles, fc1, {},
+                     band_.changes.data() + static_cast<size_t>(begin) * fc1.outputs, fc1.outputs);
 }
 
-// Keeps the old values of the rows that the next band looks back at.
-void Sweep::keep_last_rows() {
-    for (int y = std::max(band_first_, band_last_ - rule_.radius); y < band_last_; ++y)
-        std::copy_n(image_->row(y), image_->row_floats,
-                    kept_.data() + (y % rule_.radius) * image_->row_floats);
-}
-
-void Sweep::add_changes() {
-    for_each_cell(0, cells_, [&](int cell, int y, int x) {
+void Sweep::add_changes(const Band& band) {
+    band.for_each_cell(0, band.cells, [&](int cell, int y, int x) {
         changed_[cell] = image_->row(y) + static_cast<std::ptrdiff_t>(x) * rule_.channels;
     });
-    kernels_.add(changed_.data(), changes_.data(), rule_.fc1.panels().outputs, rule_.input_channels,
-                 rule_.channels, cells_);
+    kernels_.add(changed_.data(), band.changes.data(), rule_.fc1.panels().outputs, rule_.input_channels,
+                 rule_.channels, band.cells);
 }
 
 } // namespace nca

@@ -1,8 +1,8 @@
 // One step over a range of rows, in place: fire, perceive, update, band by band.
 //
-// A band is the fewest whole rows that hold enough firing cells to fill tiles. Its cells are all computed
-// before any is changed; then the old values of its last rows are kept for the next band, and the changes are
-// added. So a step needs the old values of a few rows, not a second copy of the image.
+// A band is the fewest whole rows that hold enough firing cells to fill tiles, and that the next but one does
+// not look at. The changes of its cells are added when the next band has been computed. So a step needs the
+// changes of a few rows, not a second copy of the image.
 #pragma once
 
 #include <algorithm>
@@ -52,12 +52,12 @@ class Sweep {
     void step(const Image& image, int first, int last, int step, const Edges& edges);
 
     // The parts of a step, for those who need what it computes on the way and change nothing.
-    void start(const Image& image) { start(image, 0, image.height, {}, false); }
+    void start(const Image& image) { start(image, 0, image.height, {}); }
     size_t count(const Image& image, int step); // of firing cells
     int fill_band(int y, int step);             // lists firing cells; returns the row after the band
-    int cells() const { return cells_; }        // in the band
+    int cells() const { return band_.cells; }   // in the band
     int block() const { return block_; }        // most cells of one call of hide
-    int most_cells() const { return static_cast<int>(columns_.size()); } // of any band
+    int most_cells() const { return static_cast<int>(band_.columns.size()); } // of any band
     int hide(int begin, int end); // perceives and computes the hidden layer; returns the tiles
 
     // Until further notice hide leaves there the first `length` inputs of each cell, one cell after the
@@ -77,10 +77,7 @@ class Sweep {
 
     // Calls visit(cell, y, x) for cells begin .. end - 1 of the band.
     template <class Visit> void for_each_cell(int begin, int end, const Visit& visit) const {
-        int i = begin;
-        for (size_t row = row_of(begin); i < end; ++row)
-            for (const int row_end = std::min(band_[row].end, end); i < row_end; ++i)
-                visit(i, band_[row].y, columns_[i]);
+        band_.for_each_cell(begin, end, visit);
     }
 
   private:
@@ -89,18 +86,43 @@ class Sweep {
         int end; // index after its last firing cell
     };
 
-    void start(const Image& image, int first, int last, const Edges& edges, bool in_place);
+    struct Band {
+        int first = 0, last = 0;  // rows
+        std::vector<int> columns; // of the firing cells, row by row
+        std::vector<BandRow> rows;
+        int cells = 0;
+        Buffer changes;
+
+        size_t row_of(int cell) const; // its number in the band
+
+        // Calls visit(first, last, y) for the cells of each row.
+        template <class Visit> void for_each_row(int begin, int end, const Visit& visit) const {
+            for (size_t row = row_of(begin); begin < end; ++row) {
+                const int last = std::min(rows[row].end, end);
+                if (begin < last)
+                    visit(begin, last, rows[row].y);
+                begin = last;
+            }
+        }
+
+        template <class Visit> void for_each_cell(int begin, int end, const Visit& visit) const {
+            for_each_row(begin, end, [&](int first, int last, int y) {
+                for (int i = first; i < last; ++i)
+                    visit(i, y, columns[i]);
+            });
+        }
+    };
+
+    void start(const Image& image, int first, int last, const Edges& edges);
     void list_row(int y, int step);
     const float* old_row(int y) const;
-    size_t row_of(int cell) const;
     const float* border_patch(const float* row, int x, int cell, int dy);
     void point_at_neighbours(int begin, int end, int padded_end);
     void fetch_ahead(int begin, int end) const;
     void perceive(int cells, int tiles);
     void take_recalled(int cells, int tiles);
     void compute(int begin, int end);
-    void keep_last_rows();
-    void add_changes();
+    void add_changes(const Band& band);
 
     const Rule::Packed& rule_;
     const Kernels& kernels_;
@@ -109,20 +131,16 @@ class Sweep {
     // the call in progress
     const Image* image_ = nullptr;
     Edges edges_;
-    bool in_place_ = true;
     int first_ = 0, last_ = 0;
-    int band_first_ = 0, band_last_ = 0;
 
     std::vector<uint8_t> mask_;
-    std::vector<int> columns_; // of the band's firing cells, row by row
-    std::vector<BandRow> band_;
-    int cells_ = 0;
+    Band band_, before_;                   // before_: the one before, whose changes have not been added
     std::vector<const float*> neighbours_; // [row of the patch][cell of the block]
     std::vector<const float*> centers_, input_rows_, recalled_rows_, hidden_rows_;
-    std::vector<float*> changed_; // the band's firing cells
+    std::vector<float*> changed_; // a band's firing cells
     std::vector<Segment> patches_;
-    Buffer inputs_, hidden_, changes_; // inputs: [state, perceived]
-    Buffer kept_, zeros_, border_;
+    Buffer inputs_, hidden_; // inputs: [state, perceived]
+    Buffer zeros_, border_;
     int input_stride_;
     float* recorded_ = nullptr;
     int recorded_length_ = 0;
