@@ -80,7 +80,7 @@ Sweep::Sweep(const Rule::Packed& rule, int width)
     : rule_(rule), kernels_(*rule.kernels), side_(2 * rule.radius + 1), row_floats_(side_ * rule.channels),
       block_(kBlockCells), mask_(round_up(width, kFireBlock)),
       neighbours_(static_cast<size_t>(side_) * block_), centers_(block_), input_rows_(block_),
-      recalled_rows_(block_), hidden_rows_(block_), changed_(cells_at_most(rule, width)),
+      record_rows_(block_), hidden_rows_(block_), changed_(cells_at_most(rule, width)),
       hidden_(static_cast<size_t>(block_) * rule.fc0.panels().outputs), zeros_(row_floats_),
       border_(neighbours_.size() * row_floats_),
       input_stride_(round_up(rule.channels + round_up(2 * rule.channels, kernels_.width), 16)) {
@@ -242,38 +242,52 @@ void Sweep::point_at_neighbours(int begin, int end, int padded_end) {
 int Sweep::hide(int begin, int end) {
     const int cells = end - begin, tiles = (cells + kernels_.cells - 1) / kernels_.cells;
     point_at_neighbours(begin, end, begin + tiles * kernels_.cells);
-    if (recalled_)
-        take_recalled(cells, tiles);
-    else
-        perceive(cells, tiles);
+    if (recalled_) {
+        point_into_record(recalled_, cells, tiles);
+        recalled_ += static_cast<size_t>(cells) * 3 * rule_.channels;
+    } else if (recorded_ && fits_into_record(cells)) {
+        perceive(cells, tiles, recorded_, recorded_length_);
+        point_into_record(recorded_, cells, tiles);
+        recorded_ += static_cast<size_t>(cells) * recorded_length_;
+    } else {
+        perceive(cells, tiles, inputs_.data(), input_stride_);
+        segment_ = {input_rows_.data(), 3 * rule_.channels, input_stride_};
+        if (recorded_) {
+            kernels_.gather(input_rows_.data(), cells, recorded_length_, recorded_, recorded_length_);
+            recorded_ += static_cast<size_t>(cells) * recorded_length_;
+        }
+    }
     const Panels& fc0 = rule_.fc0.panels();
-    const Segment segment = {inputs(), 3 * rule_.channels, recalled_ ? 0 : input_stride_};
-    kernels_.product(&segment, 1, tiles, fc0, {After::relu}, hidden_.data(), fc0.outputs);
+    kernels_.product(&segment_, 1, tiles, fc0, {After::relu}, hidden_.data(), fc0.outputs);
     return tiles;
 }
 
 // The states of the first cells of the block, and what they perceive.
-void Sweep::perceive(int cells, int tiles) {
+void Sweep::perceive(int cells, int tiles, float* to, int stride) {
     if (rule_.perception == Perception::sobel) {
-        kernels_.sobel(patches_.data(), cells, rule_.channels, inputs_.data(), input_stride_);
+        kernels_.sobel(patches_.data(), cells, rule_.channels, to, stride);
     } else {
-        kernels_.gather(centers_.data(), cells, rule_.channels, inputs_.data(), input_stride_);
-        kernels_.product(patches_.data(), side_, tiles, rule_.perceive.panels(), {},
-                         inputs_.data() + rule_.channels, input_stride_);
-    }
-    if (recorded_) {
-        kernels_.gather(input_rows_.data(), cells, recorded_length_, recorded_, recorded_length_);
-        recorded_ += static_cast<size_t>(cells) * recorded_length_;
+        kernels_.gather(centers_.data(), cells, rule_.channels, to, stride);
+        kernels_.product(patches_.data(), side_, tiles, rule_.perceive.panels(), {}, to + rule_.channels,
+                         stride);
     }
 }
 
-// The same from what was recorded; the cells that fill up the last tile repeat the last one.
-void Sweep::take_recalled(int cells, int tiles) {
+// Whether that can be computed where it is recorded, and be read there: whole tiles of whole registers write
+// nothing behind their end.
+bool Sweep::fits_into_record(int cells) const {
+    return recorded_length_ == 3 * rule_.channels && cells % kernels_.cells == 0 &&
+           2 * rule_.channels % kernels_.width == 0;
+}
+
+// Takes what the block's cells perceive from a record; those that fill up the last tile repeat the last one.
+void Sweep::point_into_record(const float* record, int cells, int tiles) {
     const int length = 3 * rule_.channels;
-    for (int i = 0; i < cells; ++i, recalled_ += length)
-        recalled_rows_[i] = recalled_;
-    std::fill(recalled_rows_.begin() + cells, recalled_rows_.begin() + tiles * kernels_.cells,
-              recalled_rows_[cells - 1]);
+    for (int i = 0; i < cells; ++i)
+        record_rows_[i] = record + static_cast<size_t>(i) * length;
+    std::fill(record_rows_.begin() + cells, record_rows_.begin() + tiles * kernels_.cells,
+              record_rows_[cells - 1]);
+    segment_ = {record_rows_.data(), length};
 }
 
 // The changes of the band's cells begin .. end - 1, at most a block.

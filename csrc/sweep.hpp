@@ -71,7 +71,7 @@ class Sweep {
     // What hide has left of the cells of the block: the rows of their neighbours, [state, perceived], hidden
     // layer.
     const Segment* patches() const { return patches_.data(); }
-    const float* const* inputs() const { return (recalled_ ? recalled_rows_ : input_rows_).data(); }
+    const float* const* inputs() const { return segment_.rows; }
     const float* hidden() const { return hidden_.data(); } // a cell's are fc0.panels().outputs apart
     const float* const* hidden_rows() const { return hidden_rows_.data(); }
 
@@ -119,8 +119,9 @@ class Sweep {
     const float* border_patch(const float* row, int x, int cell, int dy);
     void point_at_neighbours(int begin, int end, int padded_end);
     void fetch_ahead(int begin, int end) const;
-    void perceive(int cells, int tiles);
-    void take_recalled(int cells, int tiles);
+    void perceive(int cells, int tiles, float* to, int stride);
+    bool fits_into_record(int cells) const;
+    void point_into_record(const float* record, int cells, int tiles);
     void compute(int begin, int end);
     void add_changes(const Band& band);
 
@@ -136,9 +137,10 @@ class Sweep {
     std::vector<uint8_t> mask_;
     Band band_, before_;                   // before_: the one before, whose changes have not been added
     std::vector<const float*> neighbours_; // [row of the patch][cell of the block]
-    std::vector<const float*> centers_, input_rows_, recalled_rows_, hidden_rows_;
+    std::vector<const float*> centers_, input_rows_, record_rows_, hidden_rows_;
     std::vector<float*> changed_; // a band's firing cells
     std::vector<Segment> patches_;
+    Segment segment_{};      // [state, perceived] of the block's cells
     Buffer inputs_, hidden_; // inputs: [state, perceived]
     Buffer zeros_, border_;
     int input_stride_;
