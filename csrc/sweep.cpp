@@ -10,9 +10,6 @@ namespace {
 
 constexpr int kBandCells = 160; // a last tile that is part empty costs less than two in a hundred
 constexpr int kBandRows = 64;   // where next to nothing fires
-// Cells whose hidden layer exists at one time: it stays in the cache. A multiple of every tile, and fixed:
-// gradients are summed block by block.
-constexpr int kBlockCells = 48;
 
 // Firing cells of a band that is filled row by row: all but the last row are either fewer than enough, or as
 // many as can be in the rows that a cell looks at.
@@ -76,13 +73,12 @@ int inside(Padding padding, int position, int size) {
     return position < 0 ? -position : 2 * (size - 1) - position;
 }
 
-Sweep::Sweep(const Rule::Packed& rule, int width)
+Sweep::Sweep(const Rule::Packed& rule, int width, int block)
     : rule_(rule), kernels_(*rule.kernels), side_(2 * rule.radius + 1), row_floats_(side_ * rule.channels),
-      block_(kBlockCells), mask_(round_up(width, kFireBlock)),
-      neighbours_(static_cast<size_t>(side_) * block_), centers_(block_), input_rows_(block_),
-      record_rows_(block_), hidden_rows_(block_), changed_(cells_at_most(rule, width)),
-      hidden_(static_cast<size_t>(block_) * rule.fc0.panels().outputs), zeros_(row_floats_),
-      border_(neighbours_.size() * row_floats_),
+      block_(block), mask_(round_up(width, kFireBlock)), neighbours_(static_cast<size_t>(side_) * block_),
+      centers_(block_), input_rows_(block_), record_rows_(block_), hidden_rows_(block_),
+      changed_(cells_at_most(rule, width)), hidden_(static_cast<size_t>(block_) * rule.fc0.panels().outputs),
+      zeros_(row_floats_), border_(neighbours_.size() * row_floats_),
       input_stride_(round_up(rule.channels + round_up(2 * rule.channels, kernels_.width), 16)) {
     inputs_ = Buffer(static_cast<size_t>(block_) * input_stride_);
     for (Band* band : {&band_, &before_}) {

@@ -43,10 +43,14 @@ struct Edges {
     const float* below = nullptr;
 };
 
+// Cells whose hidden layer exists at one time: it stays in the cache. A multiple of every tile, and fixed:
+// gradients are added up block by block.
+constexpr int kBlockCells = 48;
+
 // What one thread needs, allocated before the first step.
 class Sweep {
   public:
-    Sweep(const Rule::Packed& rule, int width);
+    Sweep(const Rule::Packed& rule, int width, int block = kBlockCells);
 
     // One step of rows first <= y < last.
     void step(const Image& image, int first, int last, int step, const Edges& edges);

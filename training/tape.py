@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,7 @@ from . import elementary, losses
 from ._gradient import Rollout, reuse_memory
 
 Gradients = dict[str, FloatArray]
+Share = FloatArray | Callable[[FloatArray], None] | None  # of a gradient, for what something was made from
 
 
 class Node:
@@ -33,14 +35,15 @@ class Node:
     parents : sequence of Node
         What it was made from.
     spread : callable, optional
-        Takes the gradient with respect to this value and returns one for each parent, or None.
+        Takes the gradient with respect to this value and returns for each parent a new array, or what adds to
+        such an array, or None.
     """
 
     def __init__(
         self,
         value: FloatArray,
         parents: Sequence[Node] = (),
-        spread: Callable[[FloatArray], Sequence[FloatArray | None]] | None = None,
+        spread: Callable[[FloatArray], Sequence[Share]] | None = None,
     ) -> None:
         self.value = value
         self.parents = tuple(parents)
@@ -53,9 +56,13 @@ class Node:
         for node in reversed(_in_order(self)):
             if node._spread is None or node.gradient is None:
                 continue
-            for parent, gradient in zip(node.parents, node._spread(node.gradient), strict=True):
-                if gradient is not None:
-                    parent.gradient = gradient if parent.gradient is None else parent.gradient + gradient
+            for parent, share in zip(node.parents, node._spread(node.gradient), strict=True):
+                if callable(share):
+                    if parent.gradient is None:
+                        parent.gradient = np.zeros(parent.value.shape, np.float32)
+                    share(parent.gradient)
+                elif share is not None:
+                    parent.gradient = share if parent.gradient is None else parent.gradient + share
 
 
 @contextmanager
@@ -147,35 +154,36 @@ def crop(state: Node, corners: NDArray[np.integer], size: tuple[int, int]) -> No
     height, width = size
     places = [(n, slice(y, y + height), slice(x, x + width)) for n, (y, x) in enumerate(corners.tolist())]
 
-    def spread(gradient: FloatArray) -> tuple[FloatArray]:
-        whole = np.zeros_like(state.value)
-        for n, place in enumerate(places):
-            whole[place] = gradient[n]
-        return (whole,)
+    def spread(gradient: FloatArray) -> tuple[Share]:
+        def add(whole: FloatArray) -> None:
+            for n, place in enumerate(places):
+                whole[place] += gradient[n]
+
+        return (add,)
 
     return Node(np.stack([state.value[place] for place in places]), (state,), spread)
 
 
 def channels(state: Node, first: int, last: int) -> Node:
     """Take channels first .. last - 1."""
-
-    def spread(gradient: FloatArray) -> tuple[FloatArray]:
-        whole = np.zeros_like(state.value)
-        whole[..., first:last] = gradient
-        return (whole,)
-
-    return Node(np.ascontiguousarray(state.value[..., first:last]), (state,), spread)
+    return _part(state, (..., slice(first, last)))
 
 
 def select(state: Node, chosen: NDArray[np.bool_]) -> Node:
     """Take the cells (M, C) of (N, H, W, C) that are chosen (N, H, W)."""
+    return _part(state, chosen)
 
-    def spread(gradient: FloatArray) -> tuple[FloatArray]:
-        whole = np.zeros_like(state.value)
-        whole[chosen] = gradient
-        return (whole,)
 
-    return Node(state.value[chosen], (state,), spread)
+def _part(state: Node, index: Any) -> Node:
+    """Take what an index that names nothing twice takes."""
+
+    def spread(gradient: FloatArray) -> tuple[Share]:
+        def add(whole: FloatArray) -> None:
+            whole[index] += gradient
+
+        return (add,)
+
+    return Node(np.ascontiguousarray(state.value[index]), (state,), spread)
 
 
 def weighted_sum(terms: Sequence[tuple[float, Node]]) -> Node:

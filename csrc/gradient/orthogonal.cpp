@@ -51,7 +51,9 @@ void orthogonalize(float* matrix, std::size_t rows, std::size_t columns) {
         product(x, turned, m, n, m, gram);
         // x = linear x + (cubic g + quintic g g) x with g = x x'
         for (std::size_t i = 0; i < m * m; ++i)
-            inner[i] = quintic * gram[i] + (i % (m + 1) == 0 ? cubic : 0.0F);
+            inner[i] = quintic * gram[i];
+        for (std::size_t i = 0; i < m; ++i)
+            inner[i * (m + 1)] += cubic;
         std::fill(powers.begin(), powers.end(), 0.0F);
         product(inner, gram, m, m, m, powers);
         for (std::size_t i = 0; i < size; ++i)

@@ -405,9 +405,10 @@ NCA_INLINE void multiply_tile(const float* a, const float* b, int k, int n, floa
 
 template <int V, class T>
 void multiply_columns(const float* a, const float* b, int m, int k, int n, float* out) {
+    constexpr int kRows = 8 / V; // chains enough
     int i = 0;
-    for (; i + 4 <= m; i += 4)
-        multiply_tile<4, V, T>(a + i * k, b, k, n, out + i * n);
+    for (; i + kRows <= m; i += kRows)
+        multiply_tile<kRows, V, T>(a + i * k, b, k, n, out + i * n);
     for (; i < m; ++i)
         multiply_tile<1, V, T>(a + i * k, b, k, n, out + i * n);
 }
