@@ -119,6 +119,19 @@ def test_large_and_uneven(perception: str, isa: str) -> None:
         assert_close(rule.run(state, 3, masks=masks, threads=threads), expected, 2e-5)
 
 
+@pytest.mark.parametrize("kernel_size", [1, 3, 5, 7])
+@pytest.mark.parametrize("padding", ["zero", "reflect"])
+def test_one_row_fills_a_band(kernel_size: int, padding: str, isa: str) -> None:
+    """A cell looks at more rows than one, none of which may have changed yet."""
+    rule = random_rule("conv", 4, 9, kernel_size=kernel_size, padding=padding)
+    state = np.random.default_rng(4).normal(size=(13, 330, 4)).astype(np.float32)
+    masks = np.ones((3, 13, 330), np.uint8)
+    masks[1, 4:9] = 0
+    expected = numpy_nca.run(rule, state, masks)
+    for threads in (1, 3):
+        assert_close(rule.run(state, 3, masks=masks, threads=threads), expected, 2e-5)
+
+
 # --- the same bits, however it is run --------------------------------------------------------------------
 
 
