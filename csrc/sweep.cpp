@@ -14,7 +14,8 @@ constexpr int kBandRows = 64;   // where next to nothing fires
 // Firing cells of a band that is filled row by row: all but the last row are either fewer than enough, or as
 // many as can be in the rows that a cell looks at.
 size_t cells_at_most(const Rule::Packed& rule, int width) {
-    return std::max(kBandCells, (rule.radius - 1) * width) + static_cast<size_t>(width);
+    const std::ptrdiff_t before = (rule.radius - 1) * static_cast<std::ptrdiff_t>(width);
+    return static_cast<size_t>(std::max<std::ptrdiff_t>(kBandCells, before) + width);
 }
 
 FireRow fire_row(const Fire& fire, uint64_t threshold, size_t member) {

@@ -218,6 +218,20 @@ def test_wanted_must_fit_the_state() -> None:
         tape.nca(tape.Weights(rule), start, 2, wanted=np.zeros((2, 8, 7), np.uint8))
 
 
+@pytest.mark.parametrize("padding", ["zero", "reflect"])
+def test_one_row_fills_a_band_of_a_large_kernel(padding: str) -> None:
+    random = np.random.default_rng(6)
+    rule = random_rule("conv", 3, 11, padding=padding, kernel_size=7, fire_rate=1.0)
+    state = random.normal(size=(1, 11, 330, 3)).astype(np.float32)
+    target = (random.random((1, 11, 330)) < 0.4).astype(np.float32)
+    _, _, of_state = training.gradients(rule, state, target, steps=2)
+
+    def loss(start: np.ndarray) -> float:
+        return losses.evaluate("dice_bce", rule.run(start, 2)[..., 1:2], target[..., None])[0]
+
+    assert_slope(loss, state, of_state, 3e-3)
+
+
 # --- the same bits --------------------------------------------------------------------------------------
 
 

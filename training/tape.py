@@ -137,16 +137,16 @@ def finer(state: Node, image: FloatArray, scale: int) -> Node:
     """Repeat each cell of (N, H, W, C) scale x scale times and put an image (N, H scale, W scale) into channel 0."""
     count, height, width, channels = state.value.shape
     blocks = (count, height, scale, width, scale, channels)
-    value = np.empty(blocks, np.float32)
-    value[:] = state.value[:, :, None, :, None]
-    value[..., 0] = image.reshape(blocks[:-1])
+    value = np.empty((count, height * scale, width * scale, channels), np.float32)
+    value.reshape(blocks)[:] = state.value[:, :, None, :, None]
+    value[..., 0] = image
 
     def spread(gradient: FloatArray) -> tuple[FloatArray]:
         of_state = gradient.reshape(blocks).sum(axis=2).sum(axis=3)
         of_state[..., 0] = 0
         return (of_state,)
 
-    return Node(value.reshape(count, height * scale, width * scale, channels), (state,), spread)
+    return Node(value, (state,), spread)
 
 
 def crop(state: Node, corners: NDArray[np.integer], size: tuple[int, int]) -> Node:
