@@ -78,14 +78,14 @@ Sweep::Sweep(const Rule::Packed& rule, int width, int block)
     : rule_(rule), kernels_(*rule.kernels), side_(2 * rule.radius + 1), row_floats_(side_ * rule.channels),
       block_(block), mask_(round_up(width, kFireBlock)), neighbours_(static_cast<size_t>(side_) * block_),
       centers_(block_), input_rows_(block_), record_rows_(block_), hidden_rows_(block_),
-      changed_(cells_at_most(rule, width)), hidden_(static_cast<size_t>(block_) * rule.fc0.panels().outputs),
+      firing_(cells_at_most(rule, width)), hidden_(static_cast<size_t>(block_) * rule.fc0.panels().outputs),
       zeros_(row_floats_), border_(neighbours_.size() * row_floats_),
       input_stride_(round_up(rule.channels + round_up(2 * rule.channels, kernels_.width), 16)) {
     inputs_ = Buffer(static_cast<size_t>(block_) * input_stride_);
     for (Band* band : {&band_, &before_}) {
-        band->columns.resize(changed_.size());
+        band->columns.resize(firing_.size());
         band->rows.reserve(kBandRows);
-        band->changes = Buffer((changed_.size() + kernels_.cells) * rule.fc1.panels().outputs);
+        band->changes = Buffer((firing_.size() + kernels_.cells) * rule.fc1.panels().outputs);
     }
     for (int i = 0; i < block_; ++i) {
         input_rows_[i] = inputs_.data() + static_cast<size_t>(i) * input_stride_;
@@ -216,17 +216,14 @@ void Sweep::point_at_neighbours(int begin, int end, int padded_end) {
         for (int dy = 0; dy < side_; ++dy) {
             const int neighbour = inside(rule_.padding, y + dy - radius, image_->height);
             const float* row = neighbour < 0 ? nullptr : old_row(neighbour);
-            const float** patch = neighbours_.data() + static_cast<size_t>(dy) * block_ - begin;
+            const float** patch = neighbours_.data() + static_cast<size_t>(dy) * block_;
             for (int i = first; i < inner_first; ++i)
-                patch[i] = border_patch(row, columns[i], i - begin, dy);
+                patch[i - begin] = border_patch(row, columns[i], i - begin, dy);
             for (int i = inner_first; i < inner_last; ++i)
-                patch[i] = row ? row + (columns[i] - radius) * channels : zeros_.data();
+                patch[i - begin] = row ? row + (columns[i] - radius) * channels : zeros_.data();
             for (int i = inner_last; i < last; ++i)
-                patch[i] = border_patch(row, columns[i], i - begin, dy);
+                patch[i - begin] = border_patch(row, columns[i], i - begin, dy);
         }
-        const float* row = old_row(y);
-        for (int i = first; i < last; ++i)
-            centers_[i - begin] = row + columns[i] * channels;
     });
     for (int i = end - begin; i < padded_end - begin; ++i)
         for (int dy = 0; dy < side_; ++dy) {
@@ -241,19 +238,18 @@ int Sweep::hide(int begin, int end) {
     point_at_neighbours(begin, end, begin + tiles * kernels_.cells);
     if (recalled_) {
         point_into_record(recalled_, cells, tiles);
-        recalled_ += static_cast<size_t>(cells) * 3 * rule_.channels;
+        recalled_ += static_cast<size_t>(cells) * segment_.length;
     } else if (recorded_ && fits_into_record(cells)) {
         perceive(cells, tiles, recorded_, recorded_length_);
         point_into_record(recorded_, cells, tiles);
-        recorded_ += static_cast<size_t>(cells) * recorded_length_;
     } else {
         perceive(cells, tiles, inputs_.data(), input_stride_);
         segment_ = {input_rows_.data(), 3 * rule_.channels, input_stride_};
-        if (recorded_) {
+        if (recorded_)
             kernels_.gather(input_rows_.data(), cells, recorded_length_, recorded_, recorded_length_);
-            recorded_ += static_cast<size_t>(cells) * recorded_length_;
-        }
     }
+    if (recorded_)
+        recorded_ += static_cast<size_t>(cells) * recorded_length_;
     const Panels& fc0 = rule_.fc0.panels();
     kernels_.product(&segment_, 1, tiles, fc0, {After::relu}, hidden_.data(), fc0.outputs);
     return tiles;
@@ -264,6 +260,9 @@ void Sweep::perceive(int cells, int tiles, float* to, int stride) {
     if (rule_.perception == Perception::sobel) {
         kernels_.sobel(patches_.data(), cells, rule_.channels, to, stride);
     } else {
+        const float* const* middle = patches_[rule_.radius].rows;
+        for (int i = 0; i < cells; ++i)
+            centers_[i] = middle[i] + rule_.radius * rule_.channels;
         kernels_.gather(centers_.data(), cells, rule_.channels, to, stride);
         kernels_.product(patches_.data(), side_, tiles, rule_.perceive.panels(), {}, to + rule_.channels,
                          stride);
@@ -296,11 +295,15 @@ void Sweep::compute(int begin, int end) {
                      band_.changes.data() + static_cast<size_t>(begin) * fc1.outputs, fc1.outputs);
 }
 
-void Sweep::add_changes(const Band& band) {
+float* const* Sweep::firing(const Band& band) {
     band.for_each_cell(0, band.cells, [&](int cell, int y, int x) {
-        changed_[cell] = image_->row(y) + static_cast<std::ptrdiff_t>(x) * rule_.channels;
+        firing_[cell] = image_->row(y) + static_cast<std::ptrdiff_t>(x) * rule_.channels;
     });
-    kernels_.add(changed_.data(), band.changes.data(), rule_.fc1.panels().outputs, rule_.input_channels,
+    return firing_.data();
+}
+
+void Sweep::add_changes(const Band& band) {
+    kernels_.add(firing(band), band.changes.data(), rule_.fc1.panels().outputs, rule_.input_channels,
                  rule_.channels, band.cells);
 }
 

@@ -57,10 +57,11 @@ class Sweep {
 
     // The parts of a step, for those who need what it computes on the way and change nothing.
     void start(const Image& image) { start(image, 0, image.height, {}); }
-    size_t count(const Image& image, int step); // of firing cells
-    int fill_band(int y, int step);             // lists firing cells; returns the row after the band
-    int cells() const { return band_.cells; }   // in the band
-    int block() const { return block_; }        // most cells of one call of hide
+    size_t count(const Image& image, int step);      // of firing cells
+    int fill_band(int y, int step);                  // lists firing cells; returns the row after the band
+    int cells() const { return band_.cells; }        // in the band
+    int block() const { return block_; }             // most cells of one call of hide
+    float* const* firing() { return firing(band_); } // where they are in the image
     int most_cells() const { return static_cast<int>(band_.columns.size()); } // of any band
     int hide(int begin, int end); // perceives and computes the hidden layer; returns the tiles
 
@@ -127,6 +128,7 @@ class Sweep {
     bool fits_into_record(int cells) const;
     void point_into_record(const float* record, int cells, int tiles);
     void compute(int begin, int end);
+    float* const* firing(const Band& band);
     void add_changes(const Band& band);
 
     const Rule::Packed& rule_;
@@ -142,7 +144,7 @@ class Sweep {
     Band band_, before_;                   // before_: the one before, whose changes have not been added
     std::vector<const float*> neighbours_; // [row of the patch][cell of the block]
     std::vector<const float*> centers_, input_rows_, record_rows_, hidden_rows_;
-    std::vector<float*> changed_; // a band's firing cells
+    std::vector<float*> firing_; // cells of a band
     std::vector<Segment> patches_;
     Segment segment_{};      // [state, perceived] of the block's cells
     Buffer inputs_, hidden_; // inputs: [state, perceived]

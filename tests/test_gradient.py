@@ -158,7 +158,6 @@ OPERATIONS: dict[str, Callable[[tape.Node], tape.Node]] = {
     "channels": lambda s: tape.channels(s, 1, 3),
     "sigmoid": tape.sigmoid,
     "select": lambda s: tape.select(s, np.arange(32).reshape(2, 4, 4) % 3 == 0),
-    "shared": lambda s: tape.finer(tape.sigmoid(s), np.ones((2, 4, 4), np.float32), 1),
 }
 
 
@@ -175,6 +174,23 @@ def test_operations_by_finite_differences(operation: str) -> None:
     tape.loss("bce", OPERATIONS[operation](leaf), target).backward()
     assert leaf.gradient is not None
     assert_slope(value, start, leaf.gradient, 1e-2)
+
+
+def test_a_value_used_often_by_finite_differences() -> None:
+    """Whole gradients and parts of them are added up, whichever comes first."""
+    random = np.random.default_rng(4)
+    start = random.normal(size=(2, 4, 4, 4)).astype(np.float32)
+    uses = [OPERATIONS[name] for name in ("sigmoid", "channels", "sigmoid", "crop", "finer", "select")]
+    targets = [random.random(use(tape.Node(start)).value.shape).astype(np.float32) for use in uses]
+
+    def total(state: tape.Node) -> tape.Node:
+        terms = enumerate(zip(uses, targets, strict=True), start=1)
+        return tape.weighted_sum([(0.1 * n, tape.loss("bce", use(state), target)) for n, (use, target) in terms])
+
+    leaf = tape.Node(start)
+    total(leaf).backward()
+    assert leaf.gradient is not None
+    assert_slope(lambda s: float(total(tape.Node(s.astype(np.float32))).value), start, leaf.gradient, 1e-2)
 
 
 @pytest.mark.parametrize("injected", [True, False])

@@ -68,18 +68,18 @@ def test_hippocampus_on_unseen_volumes() -> None:
 
 @pytest.mark.skipif(not DATA.is_dir(), reason=f"{DATA} with the real files is not there")
 def test_cardiac_on_unseen_patients() -> None:
-    """Every third slice of the eight patients that it was not trained on."""
+    """All slices of the eight patients that it was not trained on."""
     pytest.importorskip("PIL", reason="needs the extra image")
     model, folder = pynca.load_model("cardiac-lv"), DATA / "cardiac"
     patients = (folder / "validation.txt").read_text().split()
     scores = []
     for patient in patients:
-        names = sorted(path.name for path in (folder / "labels").glob(f"{patient}_*.png"))[1::3]
+        names = sorted(path.name for path in (folder / "labels").glob(f"{patient}_*.png"))
         scores += [score_file(model, folder / "images" / n, folder / "labels" / n, patient=patient) for n in names]
     dice = patient_dice(scores)
     assert len(dice) == 8
     assert np.mean(list(dice.values())) > 0.9
-    assert min(dice.values()) > 0.8
+    assert min(dice.values()) > 0.85
 
 
 def test_its_name_is_all_it_takes(data: Path) -> None:

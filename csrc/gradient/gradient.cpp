@@ -148,8 +148,7 @@ class Backprop {
         : rule_(rule), kernels_(*rule.kernels), transposed_(transposed), sweep_(rule, width, 2 * kBlockCells),
           side_(2 * rule.radius + 1), width_(width),
           state_(static_cast<size_t>(height) * width * rule.channels), field_(rule, height, width),
-          kept_(static_cast<size_t>(rule.radius) * width * rule.channels), undone_(sweep_.most_cells()),
-          before_(sweep_.most_cells()),
+          kept_(static_cast<size_t>(rule.radius) * width * rule.channels), before_(sweep_.most_cells()),
           changes_(sweep_.most_cells() + kernels_.cells, round_up(rule.channels, kernels_.width)),
           hidden_(sweep_.block(), transposed.fc1.panels().outputs),
           seen_(sweep_.block(), transposed.fc0.panels().outputs, rule.channels),
@@ -183,10 +182,7 @@ class Backprop {
         sweep_.start(image);
         for (int y = 0; y < image.height;) {
             y = sweep_.fill_band(y, step);
-            sweep_.for_each_cell(0, sweep_.cells(), [&](int cell, int row, int x) {
-                undone_[cell] = image.row(row) + x * rule_.channels;
-            });
-            kernels_.scatter(undone_.data(), sweep_.cells(), rule_.channels, recorded, length);
+            kernels_.scatter(sweep_.firing(), sweep_.cells(), rule_.channels, recorded, length);
             recorded += static_cast<size_t>(sweep_.cells()) * length;
         }
     }
@@ -299,8 +295,7 @@ class Backprop {
     Field field_;
     Buffer kept_; // rows up to kept_end_ of the field before the step, as far as later bands need them
     int kept_end_ = 0;
-    std::vector<float*> undone_;       // the band's cells in the state
-    std::vector<const float*> before_; // the same in the field before the step
+    std::vector<const float*> before_; // the band's cells in the field before the step
     Rows changes_, hidden_;            // gradients of the band's changes, of the block's hidden layer
     Rows seen_;                        // gradient of [state, perceived]; pointers at perceived
     Rows spread_;                      // what it gives to the neighbours
@@ -314,9 +309,10 @@ class Backprop {
 // farther than the kernel reaches.
 void need_around(uint8_t* needed, const uint8_t* mask, int radius, int height, int width) {
     const auto row_of = [width](auto* image, int y) { return image + static_cast<size_t>(y) * width; };
+    const int reach = std::min(radius, width - 1);
     for (int y = 0; y < height; ++y)
         for (int row = std::max(y - radius, 0); row <= std::min(y + radius, height - 1); ++row)
-            for (int dx = -std::min(radius, width - 1); dx <= std::min(radius, width - 1); ++dx) {
+            for (int dx = -reach; dx <= reach; ++dx) {
                 const uint8_t* from = row_of(mask, y) + std::max(-dx, 0);
                 uint8_t* to = row_of(needed, row) + std::max(dx, 0);
                 for (int x = 0; x < width - std::abs(dx); ++x)

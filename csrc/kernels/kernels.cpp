@@ -327,13 +327,11 @@ void add_in(float* const* to, const float* from, int stride, int first, int leng
 // the largest that divide a row of channels.
 void add(float* const* to, const float* from, int stride, int first, int length, int cells) {
     auto run = add_in<Vector>;
-    if (length % kWidth == 4)
+    if (length % 8 == 4)
         run = add_in<Quad>;
 #if defined(NCA_ISA_AVX512)
     if (length % kWidth == 8)
-        run = add_in<Half>;
-    if (length % 8 == 4)
-        run = add_in<Quad>;
+        run = add_in<Octet>;
 #endif
     run(to, from, stride, first, length, cells);
 }

@@ -30,7 +30,7 @@ constexpr int kWidth = 4;
 typedef float Vector __attribute__((vector_size(4 * kWidth)));
 typedef float Quad __attribute__((vector_size(16)));
 #if defined(NCA_ISA_AVX512)
-typedef float Half __attribute__((vector_size(32)));
+typedef float Octet __attribute__((vector_size(32)));
 #endif
 typedef uint64_t Words __attribute__((vector_size(4 * kWidth))); // 32-bit words in 64-bit lanes
 
