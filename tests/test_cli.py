@@ -495,14 +495,16 @@ def test_the_work_goes_on_without_a_reader(folder: Path) -> None:
 
 
 @posix
+@pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("arguments", ["info", "segment scan.nii.gz mask.nii -m model.safetensors"])
-def test_no_standard_output_at_all(arguments: str, folder: Path) -> None:
+def test_no_standard_output_at_all(arguments: str, unbuffered: str, folder: Path) -> None:
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
     shell = ["sh", "-c", f'"$0" {arguments} >&-', SCRIPT]
-    run = subprocess.run(shell, cwd=folder, capture_output=True, timeout=LIMIT)
+    run = subprocess.run(shell, cwd=folder, env=environment, capture_output=True, timeout=LIMIT)
     assert (run.returncode, run.stdout, run.stderr) == (0, b"", b"")
     if Path("/dev/full").exists():
         shell[2] = f'"$0" {arguments} >/dev/full'
-        run = subprocess.run(shell, cwd=folder, capture_output=True, text=True, timeout=LIMIT)
+        run = subprocess.run(shell, cwd=folder, env=environment, capture_output=True, text=True, timeout=LIMIT)
         assert Result(run.returncode, run.stdout, run.stderr).errors == ["pynca: No space left on device"]
         assert run.returncode == 1
 

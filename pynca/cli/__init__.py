@@ -37,8 +37,8 @@ from .common import (
     Parser,
     WrongUse,
     fail,
+    flush,
     print_warning,
-    silence,
 )
 
 
@@ -53,10 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             code: int = arguments.run(arguments)
             return code
         finally:
-            if sys.stdout is not None:
-                sys.stdout.flush()
+            flush()
     except BrokenPipeError:  # the reader of our output has gone: `pynca info | head -1`
-        silence()
         return DONE
     except WrongUse as error:
         return fail(error, WRONG_USE)

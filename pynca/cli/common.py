@@ -113,6 +113,16 @@ def show(text: str) -> None:
         silence()
 
 
+def flush() -> None:
+    """Write what is left of standard output; where it cannot be written, Python must not try again at exit."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        silence()
+        raise
+
+
 def silence() -> None:
     """Send standard output nowhere, so that what is left in its buffer raises no error at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
