@@ -77,20 +77,18 @@ int inside(Padding padding, int position, int size) {
 Sweep::Sweep(const Rule::Packed& rule, int width, int block)
     : rule_(rule), kernels_(*rule.kernels), side_(2 * rule.radius + 1), row_floats_(side_ * rule.channels),
       block_(block), mask_(round_up(width, kFireBlock)), neighbours_(static_cast<size_t>(side_) * block_),
-      centers_(block_), input_rows_(block_), record_rows_(block_), hidden_rows_(block_),
-      firing_(cells_at_most(rule, width)), hidden_(static_cast<size_t>(block_) * rule.fc0.panels().outputs),
-      zeros_(row_floats_), border_(neighbours_.size() * row_floats_),
-      input_stride_(round_up(rule.channels + round_up(2 * rule.channels, kernels_.width), 16)) {
-    inputs_ = Buffer(static_cast<size_t>(block_) * input_stride_);
+      centers_(block_), perceived_rows_(block_), hidden_rows_(block_), firing_(cells_at_most(rule, width)),
+      perceived_stride_(round_up(2 * rule.channels, 16)),
+      perceived_(static_cast<size_t>(block_) * perceived_stride_),
+      hidden_(static_cast<size_t>(block_) * rule.fc0.panels().outputs), zeros_(row_floats_),
+      border_(neighbours_.size() * row_floats_) {
     for (Band* band : {&band_, &before_}) {
         band->columns.resize(firing_.size());
         band->rows.reserve(kBandRows);
         band->changes = Buffer((firing_.size() + kernels_.cells) * rule.fc1.panels().outputs);
     }
-    for (int i = 0; i < block_; ++i) {
-        input_rows_[i] = inputs_.data() + static_cast<size_t>(i) * input_stride_;
+    for (int i = 0; i < block_; ++i)
         hidden_rows_[i] = hidden_.data() + static_cast<size_t>(i) * rule.fc0.panels().outputs;
-    }
     for (int dy = 0; dy < side_; ++dy)
         patches_.push_back({neighbours_.data() + static_cast<size_t>(dy) * block_, row_floats_});
 }
@@ -236,54 +234,52 @@ void Sweep::point_at_neighbours(int begin, int end, int padded_end) {
 int Sweep::hide(int begin, int end) {
     const int cells = end - begin, tiles = (cells + kernels_.cells - 1) / kernels_.cells;
     point_at_neighbours(begin, end, begin + tiles * kernels_.cells);
-    if (recalled_) {
-        point_into_record(recalled_, cells, tiles);
-        recalled_ += static_cast<size_t>(cells) * segment_.length;
-    } else if (recorded_ && fits_into_record(cells)) {
-        perceive(cells, tiles, recorded_, recorded_length_);
-        point_into_record(recorded_, cells, tiles);
-    } else {
-        perceive(cells, tiles, inputs_.data(), input_stride_);
-        segment_ = {input_rows_.data(), 3 * rule_.channels, input_stride_};
-        if (recorded_)
-            kernels_.gather(input_rows_.data(), cells, recorded_length_, recorded_, recorded_length_);
+    const float* const* middle = patches_[rule_.radius].rows;
+    for (int i = 0; i < tiles * kernels_.cells; ++i)
+        centers_[i] = middle[i] + rule_.radius * rule_.channels;
+    if (recorded_states_) {
+        kernels_.gather(centers_.data(), cells, rule_.channels, recorded_states_, rule_.channels);
+        recorded_states_ += static_cast<size_t>(cells) * rule_.channels;
     }
-    if (recorded_)
-        recorded_ += static_cast<size_t>(cells) * recorded_length_;
+    perceive(cells, tiles);
+    const Segment inputs[] = {{centers_.data(), rule_.channels},
+                              {perceived_rows_.data(), 2 * rule_.channels}};
     const Panels& fc0 = rule_.fc0.panels();
-    kernels_.product(&segment_, 1, tiles, fc0, {After::relu}, hidden_.data(), fc0.outputs);
+    kernels_.product(inputs, 2, tiles, fc0, {After::relu}, hidden_.data(), fc0.outputs);
     return tiles;
 }
 
-// The states of the first cells of the block, and what they perceive.
-void Sweep::perceive(int cells, int tiles, float* to, int stride) {
-    if (rule_.perception == Perception::sobel) {
-        kernels_.sobel(patches_.data(), cells, rule_.channels, to, stride);
-    } else {
-        const float* const* middle = patches_[rule_.radius].rows;
-        for (int i = 0; i < cells; ++i)
-            centers_[i] = middle[i] + rule_.radius * rule_.channels;
-        kernels_.gather(centers_.data(), cells, rule_.channels, to, stride);
-        kernels_.product(patches_.data(), side_, tiles, rule_.perceive.panels(), {}, to + rule_.channels,
-                         stride);
+// Computes what the first cells of the block perceive, where that is recorded if it can be, or recalls it.
+void Sweep::perceive(int cells, int tiles) {
+    const int length = 2 * rule_.channels;
+    const size_t floats = static_cast<size_t>(cells) * length;
+    const bool in_place = recorded_ && fits_into_record(cells);
+    const float* from = recalled_ ? recalled_ : in_place ? recorded_ : perceived_.data();
+    const int stride = recalled_ || in_place ? length : perceived_stride_;
+    for (int i = 0; i < tiles * kernels_.cells; ++i) // those that fill up the last tile repeat the last one
+        perceived_rows_[i] = from + static_cast<size_t>(std::min(i, cells - 1)) * stride;
+    if (recalled_) {
+        recalled_ += floats;
+        return;
     }
+    perceive(cells, tiles, in_place ? recorded_ : perceived_.data(), stride);
+    if (recorded_ && !in_place)
+        kernels_.gather(perceived_rows_.data(), cells, length, recorded_, length);
+    if (recorded_)
+        recorded_ += floats;
+}
+
+void Sweep::perceive(int cells, int tiles, float* to, int stride) const {
+    if (rule_.perception == Perception::sobel)
+        kernels_.sobel(patches_.data(), cells, rule_.channels, to, stride);
+    else
+        kernels_.product(patches_.data(), side_, tiles, rule_.perceive.panels(), {}, to, stride);
 }
 
 // Whether that can be computed where it is recorded, and be read there: whole tiles of whole registers write
 // nothing behind their end.
 bool Sweep::fits_into_record(int cells) const {
-    return recorded_length_ == 3 * rule_.channels && cells % kernels_.cells == 0 &&
-           2 * rule_.channels % kernels_.width == 0;
-}
-
-// Takes what the block's cells perceive from a record; those that fill up the last tile repeat the last one.
-void Sweep::point_into_record(const float* record, int cells, int tiles) {
-    const int length = 3 * rule_.channels;
-    for (int i = 0; i < cells; ++i)
-        record_rows_[i] = record + static_cast<size_t>(i) * length;
-    std::fill(record_rows_.begin() + cells, record_rows_.begin() + tiles * kernels_.cells,
-              record_rows_[cells - 1]);
-    segment_ = {record_rows_.data(), length};
+    return cells % kernels_.cells == 0 && 2 * rule_.channels % kernels_.width == 0;
 }
 
 // The changes of the band's cells begin .. end - 1, at most a block.

@@ -65,18 +65,19 @@ class Sweep {
     int most_cells() const { return static_cast<int>(band_.columns.size()); } // of any band
     int hide(int begin, int end); // perceives and computes the hidden layer; returns the tiles
 
-    // Until further notice hide leaves there the first `length` inputs of each cell, one cell after the
-    // other; or takes all of them from there instead of computing them.
-    void record(float* inputs, int length) {
-        recorded_ = inputs;
-        recorded_length_ = length;
+    // Until further notice hide leaves there the states of the cells, one after the other, and what they
+    // perceive unless that is null; or takes what they perceive from there instead of computing it.
+    void record(float* states, float* perceived) {
+        recorded_states_ = states;
+        recorded_ = perceived;
     }
-    void recall(const float* inputs) { recalled_ = inputs; }
+    void recall(const float* perceived) { recalled_ = perceived; }
 
-    // What hide has left of the cells of the block: the rows of their neighbours, [state, perceived], hidden
-    // layer.
+    // What hide has left of the cells of the block: the rows of their neighbours, their state, what they
+    // perceive, their hidden layer.
     const Segment* patches() const { return patches_.data(); }
-    const float* const* inputs() const { return segment_.rows; }
+    const float* const* states() const { return centers_.data(); }
+    const float* const* perceived() const { return perceived_rows_.data(); }
     const float* hidden() const { return hidden_.data(); } // a cell's are fc0.panels().outputs apart
     const float* const* hidden_rows() const { return hidden_rows_.data(); }
 
@@ -124,9 +125,9 @@ class Sweep {
     const float* border_patch(const float* row, int x, int cell, int dy);
     void point_at_neighbours(int begin, int end, int padded_end);
     void fetch_ahead(int begin, int end) const;
-    void perceive(int cells, int tiles, float* to, int stride);
+    void perceive(int cells, int tiles);
+    void perceive(int cells, int tiles, float* to, int stride) const;
     bool fits_into_record(int cells) const;
-    void point_into_record(const float* record, int cells, int tiles);
     void compute(int begin, int end);
     float* const* firing(const Band& band);
     void add_changes(const Band& band);
@@ -143,15 +144,13 @@ class Sweep {
     std::vector<uint8_t> mask_;
     Band band_, before_;                   // before_: the one before, whose changes have not been added
     std::vector<const float*> neighbours_; // [row of the patch][cell of the block]
-    std::vector<const float*> centers_, input_rows_, record_rows_, hidden_rows_;
+    std::vector<const float*> centers_, perceived_rows_, hidden_rows_;
     std::vector<float*> firing_; // cells of a band
     std::vector<Segment> patches_;
-    Segment segment_{};      // [state, perceived] of the block's cells
-    Buffer inputs_, hidden_; // inputs: [state, perceived]
+    const int perceived_stride_;
+    Buffer perceived_, hidden_;
     Buffer zeros_, border_;
-    int input_stride_;
-    float* recorded_ = nullptr;
-    int recorded_length_ = 0;
+    float *recorded_states_ = nullptr, *recorded_ = nullptr;
     const float* recalled_ = nullptr;
 };
 

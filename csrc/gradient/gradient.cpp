@@ -64,8 +64,10 @@ struct Transposed {
         const int c = w.channels, taps = w.kernel_size * w.kernel_size;
         fc1 = Matrix(kernels, w.hidden, c, nullptr,
                      [&](int n, int k) { return w.fc1_weight[static_cast<size_t>(k) * w.hidden + n]; });
-        fc0 = Matrix(kernels, 3 * c, w.hidden, nullptr,
-                     [&](int n, int k) { return w.fc0_weight[static_cast<size_t>(k) * 3 * c + n]; });
+        // [perceived, state]: what is read most often stands where registers do
+        fc0 = Matrix(kernels, 3 * c, w.hidden, nullptr, [&](int n, int k) {
+            return w.fc0_weight[static_cast<size_t>(k) * 3 * c + (n + c) % (3 * c)];
+        });
         if (w.perception == Perception::conv)
             perceive = Matrix(kernels, taps * c, 2 * c, nullptr, [&](int n, int k) {
                 const float* kernel = k < c ? w.p0_weight : w.p1_weight;
@@ -81,10 +83,9 @@ struct Rows {
     Buffer data;
     std::vector<const float*> pointers;
 
-    Rows(int cells, int stride, int offset = 0)
-        : stride(stride), data(static_cast<size_t>(cells) * stride), pointers(cells) {
+    Rows(int cells, int stride) : stride(stride), data(static_cast<size_t>(cells) * stride), pointers(cells) {
         for (int i = 0; i < cells; ++i)
-            pointers[i] = row(i) + offset;
+            pointers[i] = row(i);
     }
     float* row(int i) const { return data.data() + static_cast<size_t>(i) * stride; }
     Segment segment(int length, int first = 0) const { return {pointers.data() + first, length, stride}; }
@@ -151,7 +152,7 @@ class Backprop {
           kept_(static_cast<size_t>(rule.radius) * width * rule.channels), before_(sweep_.most_cells()),
           changes_(sweep_.most_cells() + kernels_.cells, round_up(rule.channels, kernels_.width)),
           hidden_(sweep_.block(), transposed.fc1.panels().outputs),
-          seen_(sweep_.block(), transposed.fc0.panels().outputs, rule.channels),
+          seen_(sweep_.block(), transposed.fc0.panels().outputs),
           spread_(sweep_.block(), conv() ? transposed.perceive.panels().outputs : 9 * rule.channels), one_(1),
           ones_(sweep_.block(), one_.data()), cells_(sweep_.block()),
           patches_(static_cast<size_t>(sweep_.block()) * side_) {
@@ -165,10 +166,8 @@ class Backprop {
         image.state = state_.data();
         field_.read(gradient);
         for (int step = steps; step-- > 0;) {
-            const float* recorded = record.at(step, member);
-            undo(image, step, recorded, record.length());
-            if (conv())
-                sweep_.recall(recorded);
+            undo(image, step, record.states(step, member));
+            sweep_.recall(record.perceived(step, member));
             this->step(image, step, slot);
         }
         field_.write(gradient);
@@ -178,12 +177,12 @@ class Backprop {
     bool conv() const { return rule_.perception == Perception::conv; }
 
     // Gives the cells that fired in a step the state that they had before.
-    void undo(const Image& image, int step, const float* recorded, int length) {
+    void undo(const Image& image, int step, const float* states) {
         sweep_.start(image);
         for (int y = 0; y < image.height;) {
             y = sweep_.fill_band(y, step);
-            kernels_.scatter(sweep_.firing(), sweep_.cells(), rule_.channels, recorded, length);
-            recorded += static_cast<size_t>(sweep_.cells()) * length;
+            kernels_.scatter(sweep_.firing(), sweep_.cells(), rule_.channels, states, rule_.channels);
+            states += static_cast<size_t>(sweep_.cells()) * rule_.channels;
         }
     }
 
@@ -230,7 +229,9 @@ class Backprop {
         product(changes_.segment(channels, begin), tiles, transposed_.fc1, {After::gate, sweep_.hidden()},
                 hidden_);
 
-        outer(sweep_.inputs(), 3 * channels, hidden_.pointers.data(), rule_.hidden, cells, slot.fc0);
+        outer(sweep_.states(), channels, hidden_.pointers.data(), rule_.hidden, cells, slot.fc0);
+        outer(sweep_.perceived(), 2 * channels, hidden_.pointers.data(), rule_.hidden, cells, slot.fc0,
+              channels);
         sum(hidden_.pointers.data(), rule_.hidden, cells, slot.fc0_bias);
         product(hidden_.segment(rule_.hidden), tiles, transposed_.fc0, {}, seen_);
         if (conv())
@@ -246,7 +247,8 @@ class Backprop {
     // the other.
     void add(int first, int count, int cells) {
         const int channels = rule_.channels, length = side_ * channels;
-        kernels_.add(cells_.data() + first, seen_.row(first), seen_.stride, 0, channels, count);
+        kernels_.add(cells_.data() + first, seen_.row(first) + 2 * channels, seen_.stride, 0, channels,
+                     count);
         for (int dy = 0; dy < side_; ++dy)
             kernels_.add(patches_.data() + dy * cells + first, spread_.row(first) + dy * length,
                          spread_.stride, 0, length, count);
@@ -279,8 +281,8 @@ class Backprop {
         kernels_.product(&in, 1, tiles, weights.panels(), after, out.data.data(), out.stride);
     }
     void outer(const float* const* a, int rows, const float* const* b, int columns, int cells,
-               const Sums& sums) const {
-        kernels_.outer(a, rows, b, columns, cells, sums.row(0), sums.stride);
+               const Sums& sums, int first = 0) const {
+        kernels_.outer(a, rows, b, columns, cells, sums.row(first), sums.stride);
     }
     void sum(const float* const* rows, int columns, int cells, const Sums& sums) const {
         outer(ones_.data(), 1, rows, columns, cells, sums);
@@ -297,7 +299,7 @@ class Backprop {
     int kept_end_ = 0;
     std::vector<const float*> before_; // the band's cells in the field before the step
     Rows changes_, hidden_;            // gradients of the band's changes, of the block's hidden layer
-    Rows seen_;                        // gradient of [state, perceived]; pointers at perceived
+    Rows seen_;                        // gradient of [perceived, state]
     Rows spread_;                      // what it gives to the neighbours
     Buffer one_;
     std::vector<const float*> ones_;
@@ -386,7 +388,7 @@ void rollout(const RuleWeights& weights, float* state, Record& record, size_t co
     record.make_room();
     for_each_member([&](Sweep& sweep, const Image& image, size_t member) {
         for (int step = 0; step < steps; ++step) {
-            sweep.record(record.at(step, member), record.length());
+            sweep.record(record.states(step, member), record.perceived(step, member));
             sweep.step(image, 0, height, step, {});
         }
     });

@@ -1,5 +1,6 @@
 #include "record.hpp"
 
+#include <cstdint>
 #include <map>
 #include <mutex>
 #include <numeric>
@@ -66,12 +67,18 @@ void reuse_memory(bool more) {
 }
 
 Record::Record(const RuleWeights& weights, size_t count, int steps)
-    : count_(count), length_(weights.channels * (weights.perception == Perception::conv ? 3 : 1)),
-      ends_(steps * count + 1) {}
+    : count_(count), channels_(weights.channels),
+      remembers_perceived_(weights.perception == Perception::conv), ends_(steps * count + 1) {}
 
 void Record::make_room() {
     std::partial_sum(ends_.begin(), ends_.end(), ends_.begin());
-    cells_ = Spares::get().take(ends_.back() * length_);
+    constexpr size_t kLine = 16;                                                  // floats
+    const size_t floats = (ends_.back() * channels_ + kLine - 1) / kLine * kLine; // of states
+    memory_ = Spares::get().take(floats * (remembers_perceived_ ? 3 : 1) + kLine);
+    const auto address = reinterpret_cast<uintptr_t>(memory_.get()) / sizeof(float);
+    states_ = memory_.get() + (kLine - address % kLine) % kLine;
+    if (remembers_perceived_)
+        perceived_ = states_ + floats;
 }
 
 } // namespace nca

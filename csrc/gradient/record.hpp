@@ -24,20 +24,25 @@ class Record {
     Record() = default;
     Record(const RuleWeights& weights, size_t count, int steps);
 
-    int length() const { return length_; } // floats of a cell
     // How many cells of a member fire in a step: to be said of all before there is room for any.
     void expect(int step, size_t member, size_t cells) { ends_[step * count_ + member + 1] = cells; }
     void make_room();
-    // Where they are, in the order in which they are visited.
-    float* at(int step, size_t member) const {
-        return cells_.get() + ends_[step * count_ + member] * length_;
+    // Where their states are, in the order in which they are visited, and what they perceived: null where
+    // that is not remembered.
+    float* states(int step, size_t member) const { return states_ + first(step, member) * channels_; }
+    float* perceived(int step, size_t member) const {
+        return perceived_ ? perceived_ + first(step, member) * 2 * channels_ : nullptr;
     }
 
   private:
+    size_t first(int step, size_t member) const { return ends_[step * count_ + member]; }
+
     size_t count_ = 0;
-    int length_ = 0;
+    int channels_ = 0;
+    bool remembers_perceived_ = false;
     std::vector<size_t> ends_; // after a 0, in cells
-    std::unique_ptr<float[], KeepSpare> cells_;
+    std::unique_ptr<float[], KeepSpare> memory_;
+    float *states_ = nullptr, *perceived_ = nullptr; // on cache lines of their own
 };
 
 } // namespace nca

@@ -256,18 +256,17 @@ void scatter(float* const* rows, int cells, int length, const float* in, int in_
         each_part(length, [&]<class T>(T, int c) { store<T>(rows[i] + c, load<T>(in + c)); });
 }
 
-// Channels c.. of one cell and both their derivatives; its neighbours in three rows, in reading order.
+// Both derivatives of channels c.. of one cell; its neighbours in three rows, in reading order.
 template <class T>
 inline void sobel_part(const float* above, const float* here, const float* below, int c, int channels,
                        float* out) {
     const int middle = channels + c, right = 2 * channels + c;
     const T p0 = load<T>(above + c), p1 = load<T>(above + middle), p2 = load<T>(above + right);
-    const T p3 = load<T>(here + c), p4 = load<T>(here + middle), p5 = load<T>(here + right);
+    const T p3 = load<T>(here + c), p5 = load<T>(here + right);
     const T p6 = load<T>(below + c), p7 = load<T>(below + middle), p8 = load<T>(below + right);
     const T down = p7 - p1, across = p5 - p3;
-    store<T>(out + c, p4);
-    store<T>(out + middle, (((p6 - p0) + (p8 - p2)) + (down + down)) * 0.125f);
-    store<T>(out + right, (((p2 - p0) + (p8 - p6)) + (across + across)) * 0.125f);
+    store<T>(out + c, (((p6 - p0) + (p8 - p2)) + (down + down)) * 0.125f);
+    store<T>(out + middle, (((p2 - p0) + (p8 - p6)) + (across + across)) * 0.125f);
 }
 
 void sobel(const Segment* rows, int cells, int channels, float* out, int out_stride) {

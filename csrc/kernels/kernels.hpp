@@ -52,8 +52,8 @@ struct Kernels {
     // rows[i][c] = in[i * in_stride + c] for c < length.
     void (*scatter)(float* const* rows, int cells, int length, const float* in, int in_stride);
 
-    // out[i] = [state, derivative along y, derivative along x], Sobel/8, of cell i; rows[dy + 1].rows[i]
-    // points at the channel vectors of three cells in row dy, the second above, at or below cell i.
+    // out[i] = [derivative along y, derivative along x], Sobel/8, of cell i; rows[dy + 1].rows[i] points at
+    // the channel vectors of three cells in row dy, the second above, at or below cell i.
     void (*sobel)(const Segment* rows, int cells, int channels, float* out, int out_stride);
 
     // The transpose of sobel: out[i] is what the nine neighbours of cell i, in reading order, get of the
