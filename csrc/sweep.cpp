@@ -299,7 +299,7 @@ float* const* Sweep::firing(const Band& band) {
 }
 
 void Sweep::add_changes(const Band& band) {
-    kernels_.add(firing(band), band.changes.data(), rule_.fc1.panels().outputs, rule_.input_channels,
+    kernels_.add(firing(band), 1, band.changes.data(), rule_.fc1.panels().outputs, rule_.input_channels,
                  rule_.channels, band.cells);
 }
 

@@ -81,7 +81,11 @@ class Sweep {
     const float* hidden() const { return hidden_.data(); } // a cell's are fc0.panels().outputs apart
     const float* const* hidden_rows() const { return hidden_rows_.data(); }
 
-    // Calls visit(cell, y, x) for cells begin .. end - 1 of the band.
+    // Calls visit(first, last, y) for the rows of cells begin .. end - 1 of the band, and visit(cell, y, x)
+    // for each.
+    template <class Visit> void for_each_row(int begin, int end, const Visit& visit) const {
+        band_.for_each_row(begin, end, visit);
+    }
     template <class Visit> void for_each_cell(int begin, int end, const Visit& visit) const {
         band_.for_each_cell(begin, end, visit);
     }

@@ -154,8 +154,7 @@ class Backprop {
           hidden_(sweep_.block(), transposed.fc1.panels().outputs),
           seen_(sweep_.block(), transposed.fc0.panels().outputs),
           spread_(sweep_.block(), conv() ? transposed.perceive.panels().outputs : 9 * rule.channels), one_(1),
-          ones_(sweep_.block(), one_.data()), cells_(sweep_.block()),
-          patches_(static_cast<size_t>(sweep_.block()) * side_) {
+          ones_(sweep_.block(), one_.data()), cells_(sweep_.block()), patches_(cells_.size() * side_) {
         one_.data()[0] = 1.0f;
     }
 
@@ -239,29 +238,36 @@ class Backprop {
         else
             kernels_.spread_sobel(seen_.pointers.data(), cells, channels, spread_.data.data(),
                                   spread_.stride);
-        for (int first = 0; first < cells; first += kBlockCells)
-            add(first, std::min(kBlockCells, cells - first), cells);
+        for (int first = begin; first < end; first += kBlockCells)
+            add(first, std::min(first + kBlockCells, end), begin);
     }
 
-    // Adds what `count` of the block's cells give to themselves and to their neighbours, all to one row after
-    // the other.
-    void add(int first, int count, int cells) {
-        const int channels = rule_.channels, length = side_ * channels;
-        kernels_.add(cells_.data() + first, seen_.row(first) + 2 * channels, seen_.stride, 0, channels,
-                     count);
-        for (int dy = 0; dy < side_; ++dy)
-            kernels_.add(patches_.data() + dy * cells + first, spread_.row(first) + dy * length,
-                         spread_.stride, 0, length, count);
+    // Adds what cells first .. last - 1 of the block, which begins at cell `begin`, give to themselves and to
+    // their neighbours. A cell gets its own first, then what comes from below, from its row and from above:
+    // all that a row gives goes to rows of its own, and the last row goes first.
+    void add(int first, int last, int begin) {
+        const int channels = rule_.channels;
+        const auto add = [&](float* const* to, int rows, const float* from, int stride, int length,
+                             int cells) { kernels_.add(to, rows, from, stride, 0, length, cells); };
+        add(&cells_[first - begin], 1, seen_.row(first - begin) + 2 * channels, seen_.stride, channels,
+            last - first);
+        for (auto run = runs_.rbegin(); run != runs_.rend(); ++run) {
+            const int from = std::max(first, run->first), to = std::min(last, run->last);
+            if (from < to)
+                add(&patches_[(from - begin) * side_], side_, spread_.row(from - begin), spread_.stride,
+                    side_ * channels, to - from);
+        }
     }
 
     // Where the gradient of each cell and of its neighbours is.
     void point_at_cells(int begin, int end) {
-        const int cells = end - begin;
-        sweep_.for_each_cell(begin, end, [&](int cell, int y, int x) {
-            const int i = cell - begin;
-            cells_[i] = field_.at(y, x);
+        runs_.clear();
+        sweep_.for_each_row(begin, end, [&](int first, int last, int) { runs_.push_back({first, last}); });
+        float **cell = cells_.data(), **patch = patches_.data();
+        sweep_.for_each_cell(begin, end, [&](int, int y, int x) {
+            *cell++ = field_.at(y, x);
             for (int dy = 0; dy < side_; ++dy)
-                patches_[dy * cells + i] = field_.at(y + dy - rule_.radius, x - rule_.radius);
+                *patch++ = field_.at(y + dy - rule_.radius, x - rule_.radius);
         });
     }
 
@@ -303,8 +309,13 @@ class Backprop {
     Rows spread_;                      // what it gives to the neighbours
     Buffer one_;
     std::vector<const float*> ones_;
-    // Where the block's cells and the rows of their neighbours are in the field.
+    // Where the block's cells and the rows of their neighbours are in the field, and the cells that are in
+    // one row.
     std::vector<float*> cells_, patches_;
+    struct Run {
+        int first, last;
+    };
+    std::vector<Run> runs_;
 };
 
 // Marks what the cells of a mask look at, row by row and shift by shift. Reflection shows no cell that is

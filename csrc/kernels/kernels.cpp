@@ -294,9 +294,9 @@ template <class T> inline void add_part(float* to, const float* from) {
     store<T>(to, load<T>(to) + load<T>(from));
 }
 
-// In parts of T, then in quads, then one by one.
+// Row by row in parts of T, then in quads, then one by one.
 template <class T>
-void add_in(float* const* to, const float* from, int stride, int first, int length, int cells) {
+void add_in(float* const* to, int rows, const float* from, int stride, int first, int length, int cells) {
     constexpr int kPart = sizeof(T) / sizeof(float);
     typedef decltype(T{} < T{}) Lanes;
     Lanes lane = {};
@@ -305,26 +305,29 @@ void add_in(float* const* to, const float* from, int stride, int first, int leng
     const int start = first / kPart * kPart;
     const Lanes kept = lane < first - start; // of the first part
     for (int i = 0; i < cells; ++i, from += stride) {
-        float* cell = to[i];
-        int c = start;
-        if (c + kPart <= length) {
-            const T old = load<T>(cell + c);
-            store<T>(cell + c, kept ? old : old + load<T>(from + c));
-            for (c += kPart; c + kPart <= length; c += kPart)
-                add_part<T>(cell + c, from + c);
-        } else {
-            c = first;
+        const float* row = from;
+        for (int r = 0; r < rows; ++r, row += length) {
+            float* cell = *to++;
+            int c = start;
+            if (c + kPart <= length) {
+                const T old = load<T>(cell + c);
+                store<T>(cell + c, kept ? old : old + load<T>(row + c));
+                for (c += kPart; c + kPart <= length; c += kPart)
+                    add_part<T>(cell + c, row + c);
+            } else {
+                c = first;
+            }
+            for (; c + 4 <= length; c += 4)
+                add_part<Quad>(cell + c, row + c);
+            for (; c < length; ++c)
+                add_part<float>(cell + c, row + c);
         }
-        for (; c + 4 <= length; c += 4)
-            add_part<Quad>(cell + c, from + c);
-        for (; c < length; ++c)
-            add_part<float>(cell + c, from + c);
     }
 }
 
 // Neighbours share cells, and what was stored a moment ago is loaded at once only in the same pieces: so in
 // the largest that divide a row of channels.
-void add(float* const* to, const float* from, int stride, int first, int length, int cells) {
+void add(float* const* to, int rows, const float* from, int stride, int first, int length, int cells) {
     auto run = add_in<Vector>;
     if (length % 8 == 4)
         run = add_in<Quad>;
@@ -332,7 +335,7 @@ void add(float* const* to, const float* from, int stride, int first, int length,
     if (length % kWidth == 8)
         run = add_in<Octet>;
 #endif
-    run(to, from, stride, first, length, cells);
+    run(to, rows, from, stride, first, length, cells);
 }
 
 // R rows and V registers of columns of an outer product; `last` floats in the last register count.
@@ -361,26 +364,45 @@ NCA_INLINE void outer_tile(const float* const* a, int row, const float* const* b
         store(out + m * out_stride + v * kWidth, sums[m][v]);
 }
 
-template <int V>
-void outer_columns(const float* const* a, int rows, const float* const* b, int column, int last, int cells,
-                   float* out, int out_stride) {
-    int m = 0;
-    for (; m + kOuterRows <= rows; m += kOuterRows, out += kOuterRows * out_stride)
-        outer_tile<kOuterRows, V>(a, m, b, column, last, cells, out, out_stride);
-    for (; m < rows; ++m, out += out_stride)
-        outer_tile<1, V>(a, m, b, column, last, cells, out, out_stride);
+template <int R, int V>
+void outer_columns(const float* const* a, int first, int rows, const float* const* b, int column, int last,
+                   int cells, float* out, int out_stride) {
+    for (int m = first; m < first + rows; m += R, out += R * out_stride)
+        outer_tile<R, V>(a, m, b, column, last, cells, out, out_stride);
+}
+
+// Rows first .. first + rows - 1, in steps of R, with at most V registers of columns at a time.
+template <int R, int V>
+void outer_rows(const float* const* a, int first, int rows, const float* const* b, int columns, int cells,
+                float* out, int out_stride) {
+    for (int n = 0; n < columns;) {
+        const int left = (columns - n + kWidth - 1) / kWidth;
+        const int vectors = left < V ? left : V;
+        const int rest = columns - n - (vectors - 1) * kWidth, last = rest < kWidth ? rest : kWidth;
+        auto run = outer_columns<R, 1>;
+        if (vectors == 2)
+            run = outer_columns<R, 2>;
+        if (vectors == 3)
+            run = outer_columns<R, 3>;
+        if constexpr (V > 3) {
+            if (vectors == 4)
+                run = outer_columns<R, 4>;
+            if (vectors == 5)
+                run = outer_columns<R, 5>;
+            if (vectors == 6)
+                run = outer_columns<R, 6>;
+        }
+        run(a, first, rows, b, n, last, cells, out + first * out_stride + n, out_stride);
+        n += vectors * kWidth;
+    }
 }
 
 void outer(const float* const* a, int rows, const float* const* b, int columns, int cells, float* out,
            int out_stride) {
-    for (int n = 0; n < columns;) {
-        const int left = (columns - n + kWidth - 1) / kWidth;
-        const int vectors = left < kOuterVectors ? left : kOuterVectors;
-        const int rest = columns - n - (vectors - 1) * kWidth, last = rest < kWidth ? rest : kWidth;
-        const auto run = vectors == 1 ? outer_columns<1> : vectors == 2 ? outer_columns<2> : outer_columns<3>;
-        run(a, rows, b, n, last, cells, out + n, out_stride);
-        n += vectors * kWidth;
-    }
+    const int whole = rows / kOuterRows * kOuterRows;
+    outer_rows<kOuterRows, kOuterVectors>(a, 0, whole, b, columns, cells, out, out_stride);
+    if (whole < rows) // one by one
+        outer_rows<1, 2 * kOuterVectors>(a, whole, rows - whole, b, columns, cells, out, out_stride);
 }
 
 // R rows and V parts of T of a product of matrices.

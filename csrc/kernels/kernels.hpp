@@ -60,8 +60,9 @@ struct Kernels {
     // gradients [along y, along x] at in[i].
     void (*spread_sobel)(const float* const* in, int cells, int channels, float* out, int out_stride);
 
-    // to[i][c] += from[i * stride + c] for first <= c < length, cell by cell.
-    void (*add)(float* const* to, const float* from, int stride, int first, int length, int cells);
+    // to[i * rows + r][c] += from[i * stride + r * length + c] for first <= c < length, row by row and cell
+    // by cell.
+    void (*add)(float* const* to, int rows, const float* from, int stride, int first, int length, int cells);
 
     // out[m][n] += sum over cells k of a[k][m] * b[k][n], in ascending k, for m < rows and n < columns and
     // one cell or more; rows of out have room for whole registers.
