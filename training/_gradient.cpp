@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "dispatch.hpp"
 #include "gradient/gradient.hpp"
 #include "gradient/guest.hpp"
 #include "gradient/orthogonal.hpp"
@@ -151,6 +152,17 @@ Floats orthogonalized(const Floats& matrix) {
     return result;
 }
 
+using Doubles = py::array_t<double, py::array::c_style>;
+
+std::pair<Doubles, Doubles> sigmoid_and_softplus(const Doubles& x) {
+    const std::vector<py::ssize_t> shape(x.shape(), x.shape() + x.ndim());
+    Doubles sigmoid(shape), softplus(shape);
+    double *first = sigmoid.mutable_data(), *second = softplus.mutable_data();
+    const py::gil_scoped_release release;
+    nca::active_kernels().sigmoid_and_softplus(x.data(), x.size(), first, second);
+    return {std::move(sigmoid), std::move(softplus)};
+}
+
 } // namespace
 
 PYBIND11_MODULE(_gradient, module) {
@@ -163,6 +175,9 @@ PYBIND11_MODULE(_gradient, module) {
 
     module.def("orthogonalized", &orthogonalized, py::arg("matrix").noconvert(),
                "A matrix with the same singular vectors, whose singular values are near 1.");
+
+    module.def("sigmoid_and_softplus", &sigmoid_and_softplus, py::arg("x"),
+               "1 / (1 + e^-x) and ln(1 + e^x) in float64, the same bits on every CPU.");
 
     py::class_<Rollout>(module, "Rollout", "Steps of a rule on a batch of states, recorded for the gradient.")
         .def(py::init<const std::string&, const std::string&, int, double, Weights, const Floats&, int,

@@ -22,14 +22,15 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from .elementary import Doubles, sigmoid, sigmoid_and_softplus
+from ._gradient import sigmoid_and_softplus
 
+Doubles = NDArray[np.float64]
 Loss = Callable[[Doubles, Doubles], tuple[float, Doubles]]
 
 
 def dice(x: Doubles, t: Doubles) -> tuple[float, Doubles]:
     """Return 1 - the smoothed soft Dice of the whole batch, and its gradient."""
-    return _dice(sigmoid(x), t)
+    return _dice(sigmoid_and_softplus(x)[0], t)
 
 
 def bce(x: Doubles, t: Doubles) -> tuple[float, Doubles]:

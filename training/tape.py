@@ -18,8 +18,8 @@ from pynca import Rule, _core
 from pynca.config import thread_count
 from pynca.rule import FloatArray, UInt8Array
 
-from . import elementary, losses
-from ._gradient import Rollout, reuse_memory
+from . import losses
+from ._gradient import Rollout, reuse_memory, sigmoid_and_softplus
 
 Gradients = dict[str, FloatArray]
 Share = FloatArray | Callable[[FloatArray], None] | None  # of a gradient, for what something was made from
@@ -195,7 +195,7 @@ def weighted_sum(terms: Sequence[tuple[float, Node]]) -> Node:
 
 def sigmoid(logits: Node) -> Node:
     """1 / (1 + e^-x)."""
-    p = elementary.sigmoid(logits.value.astype(np.float64)).astype(np.float32)
+    p = sigmoid_and_softplus(logits.value.astype(np.float64))[0].astype(np.float32)
     return Node(p, (logits,), lambda gradient: (gradient * p * (1 - p),))
 
 

@@ -444,6 +444,73 @@ void multiply(const float* a, const float* b, int m, int k, int n, float* out) {
         multiply_columns<1, float>(a, b + c, m, k, n, out + c);
 }
 
+// A polynomial by Horner, from its last coefficient to its first.
+template <int N> NCA_INLINE Doubles polynomial(const double (&coefficients)[N], Doubles x) {
+    Doubles total = Doubles{} + coefficients[N - 1];
+    NCA_UNROLL for (int n = N - 2; n >= 0; --n) total = total * x + coefficients[n];
+    return total;
+}
+
+// e^x for x from -700 to 0, or NaN.
+inline Doubles exponential(Doubles x) {
+    constexpr double kLn2High = 6.93147180369123816490e-01,
+                     kLn2Low = 1.90821492927058770002e-10; // to 80 bits
+    constexpr double kShift = 6755399441055744.0; // 1.5 * 2^52: what is added to it loses its fraction
+    constexpr double kTaylor[] = {1,
+                                  1,
+                                  1.0 / 2,
+                                  1.0 / 6,
+                                  1.0 / 24,
+                                  1.0 / 120,
+                                  1.0 / 720,
+                                  1.0 / 5040,
+                                  1.0 / 40320,
+                                  1.0 / 362880,
+                                  1.0 / 3628800,
+                                  1.0 / 39916800,
+                                  1.0 / 479001600,
+                                  1.0 / 6227020800};
+    const Doubles scaled = x * 1.4426950408889634 + 0.5, nearest = (scaled + kShift) - kShift;
+    const Doubles power = nearest - (nearest > scaled ? Doubles{} + 1.0 : Doubles{}); // rounded down
+    const Doubles rest = (x - power * kLn2High) - power * kLn2Low;                    // at most 0.35
+    // The last bits of the sum are the whole number; they become an exponent.
+    return polynomial(kTaylor, rest) * (Doubles)(((Words)(power + kShift) + 1023) << 52);
+}
+
+// ln(1 + x) for x from 0 to 1: that of (1 + s) / (1 - s), s at most 1/3.
+inline Doubles logarithm(Doubles x) {
+    constexpr double kOdd[] = {1.0 / 3,  1.0 / 5,  1.0 / 7,  1.0 / 9,  1.0 / 11, 1.0 / 13,
+                               1.0 / 15, 1.0 / 17, 1.0 / 19, 1.0 / 21, 1.0 / 23, 1.0 / 25,
+                               1.0 / 27, 1.0 / 29, 1.0 / 31, 1.0 / 33, 1.0 / 35};
+    const Doubles s = x / (2.0 + x), square = s * s;
+    return 2.0 * s * (1.0 + square * polynomial(kOdd, square));
+}
+
+inline void sigmoid_part(const double* from, double* sigmoid, double* softplus) {
+    const auto x = load<Doubles>(from);
+    const Doubles one = Doubles{} + 1.0, most = Doubles{} + 700.0, size = x < 0.0 ? -x : x;
+    const Doubles small = exponential(size > most ? -most : -size);
+    store(sigmoid, (x >= 0.0 ? one : small) / (1.0 + small));
+    store(softplus, (x > 0.0 ? x : Doubles{}) + logarithm(small));
+}
+
+void sigmoid_and_softplus(const double* x, int64_t count, double* sigmoid, double* softplus) {
+    constexpr int kLanes = kWidth / 2;
+    int64_t i = 0;
+    for (; i + kLanes <= count; i += kLanes)
+        sigmoid_part(x + i, sigmoid + i, softplus + i);
+    if (i == count)
+        return;
+    double last[3][kLanes] = {};
+    for (int k = 0; k < count - i; ++k)
+        last[0][k] = x[i + k];
+    sigmoid_part(last[0], last[1], last[2]);
+    for (int k = 0; k < count - i; ++k) {
+        sigmoid[i + k] = last[1][k];
+        softplus[i + k] = last[2][k];
+    }
+}
+
 // Philox4x32-10, kWidth / 2 blocks of four cells at a time. Words stand in 64-bit lanes whose upper halves
 // hold leftovers of products: only the lower halves count until the end.
 void fire(const FireRow& row, int width, uint8_t* mask) {
@@ -494,8 +561,21 @@ void burst(int rounds, float* out) {
 } // namespace
 
 extern const Kernels kernels;
-const Kernels kernels = {
-    NCA_STRING(NCA_ISA), kCells, kOutputs, kPanelVectors, product, gather, scatter, sobel,
-    spread_sobel,        add,    outer,    multiply,      fire,    burst,  pack};
+const Kernels kernels = {NCA_STRING(NCA_ISA),
+                         kCells,
+                         kOutputs,
+                         kPanelVectors,
+                         product,
+                         gather,
+                         scatter,
+                         sobel,
+                         spread_sobel,
+                         add,
+                         outer,
+                         multiply,
+                         sigmoid_and_softplus,
+                         fire,
+                         burst,
+                         pack};
 
 } // namespace nca::NCA_ISA

@@ -73,6 +73,10 @@ struct Kernels {
     // before they are added: the same on every instruction set.
     void (*multiply)(const float* a, const float* b, int m, int k, int n, float* out);
 
+    // 1 / (1 + e^-x) and ln(1 + e^x), to some units in the last place and the same on every instruction set,
+    // where those of libraries depend on the CPU. NaN stays NaN.
+    void (*sigmoid_and_softplus)(const double* x, int64_t count, double* sigmoid, double* softplus);
+
     // mask[x] = 1 where cell x fires; writes whole blocks of kFireBlock cells.
     void (*fire)(const FireRow& row, int width, uint8_t* mask);
 

@@ -33,14 +33,15 @@ typedef float Quad __attribute__((vector_size(16)));
 typedef float Octet __attribute__((vector_size(32)));
 #endif
 typedef uint64_t Words __attribute__((vector_size(4 * kWidth))); // 32-bit words in 64-bit lanes
+typedef double Doubles __attribute__((vector_size(4 * kWidth)));
 
-template <class T> inline T load(const float* p) {
+template <class T> inline T load(const void* p) {
     T v;
     __builtin_memcpy(&v, p, sizeof(T));
     return v;
 }
 
-template <class T> inline void store(float* p, T v) {
+template <class T> inline void store(void* p, T v) {
     __builtin_memcpy(p, &v, sizeof(T));
 }
 
