@@ -154,7 +154,9 @@ def test_losses_stay_finite_where_a_sigmoid_saturates() -> None:
 
 
 OPERATIONS: dict[str, Callable[[tape.Node], tape.Node]] = {
-    "finer": lambda s: tape.finer(s, np.ones((2, 12, 12), np.float32), 3),
+    "finer": lambda s: tape.nca(
+        tape.Weights(random_rule("sobel", 4)), s, 0, image=np.ones((2, 12, 12), np.float32), scale=3
+    ),
     "crop": lambda s: tape.crop(s, np.array([[0, 1], [2, 0]]), (2, 3)),
     "channels": lambda s: tape.channels(s, 1, 3),
     "sigmoid": tape.sigmoid,
@@ -229,10 +231,42 @@ def test_what_cannot_reach_the_wanted_cells_is_left_out(
     assert (whole[0][0, -6:, -6:, 1:] != start[0, -6:, -6:, 1:]).any()
 
 
-def test_wanted_must_fit_the_state() -> None:
-    rule, start = random_rule("conv", 6, 9), tape.Node(np.zeros((2, 8, 8, 6), np.float32))
+@pytest.mark.parametrize("scale", [1, 3])
+@pytest.mark.parametrize("with_image", [True, False])
+@pytest.mark.parametrize("kind", ["sobel", "conv"])
+def test_a_run_starts_from_repeated_cells_and_an_image(kind: str, with_image: bool, scale: int) -> None:
+    random = np.random.default_rng(9)
+    rule, size = random_rule(kind, 6, 20), (5 * scale, 4 * scale)
+    cells = random.normal(size=(2, 5, 4, 6)).astype(np.float32)
+    image = random.random((2, *size)).astype(np.float32) if with_image else None
+    repeated = cells.repeat(scale, axis=1).repeat(scale, axis=2)
+    if image is not None:
+        repeated[..., 0] = image
+    target = (random.random((2, *size, 6)) < 0.4).astype(np.float32)
+    results = []
+    for start, options in ((cells, {"image": image, "scale": scale}), (repeated, {})):
+        weights, first = tape.Weights(rule), tape.Node(start)
+        last = tape.nca(weights, first, 3, seed=5, threads=2, **options)  # type: ignore[arg-type]
+        tape.loss("bce", last, target).backward()
+        results.append((last.value, first.gradient, weights.gradients))
+    (last_value, of_cells, gradients), (expected_value, of_repeated, expected) = results
+    np.testing.assert_array_equal(last_value, expected_value)
+    for name, gradient in expected.items():
+        np.testing.assert_array_equal(gradients[name], gradient, err_msg=name)
+    assert of_cells is not None
+    assert of_repeated is not None
+    of_repeated = of_repeated.reshape(2, 5, scale, 4, scale, 6).sum(axis=2).sum(axis=3)
+    if with_image:
+        of_repeated[..., 0] = 0
+    np.testing.assert_array_equal(of_cells, of_repeated)
+
+
+def test_what_a_run_starts_from_must_fit() -> None:
+    weights, start = tape.Weights(random_rule("conv", 6, 9)), tape.Node(np.zeros((2, 8, 8, 6), np.float32))
     with pytest.raises(ValueError, match="wanted must be"):
-        tape.nca(tape.Weights(rule), start, 2, wanted=np.zeros((2, 8, 7), np.uint8))
+        tape.nca(weights, start, 2, wanted=np.zeros((2, 8, 7), np.uint8))
+    with pytest.raises(ValueError, match="image must be"):
+        tape.nca(weights, start, 2, image=np.zeros((2, 8, 8), np.float32), scale=2)
 
 
 @pytest.mark.parametrize("padding", ["zero", "reflect"])

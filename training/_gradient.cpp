@@ -26,20 +26,24 @@ using Bytes = py::array_t<uint8_t, py::array::c_style>;
 using Numbers = py::array_t<uint32_t, py::array::c_style>;
 using Weights = std::map<std::string, Floats>;
 
-// Steps of a rule on a batch of states, recorded; hidden layers are computed again.
+// Steps of a rule on a batch of states, recorded.
 class Rollout {
   public:
     Rollout(const std::string& perception, const std::string& padding, int input_channels, double fire_rate,
-            Weights weights, const Floats& state, int steps, std::optional<Bytes> masks, uint64_t seed,
-            int level, Numbers samples, Numbers slices, const std::optional<Bytes>& wanted, int threads)
+            Weights weights, const Floats& start, const std::optional<Floats>& image, int scale, int steps,
+            std::optional<Bytes> masks, uint64_t seed, int level, Numbers samples, Numbers slices,
+            const std::optional<Bytes>& wanted, int threads)
         : weights_(std::move(weights)), masks_(std::move(masks)), samples_(std::move(samples)),
-          slices_(std::move(slices)), steps_(steps), threads_(threads) {
-        if (state.ndim() != 4)
+          slices_(std::move(slices)), steps_(steps), threads_(threads), scale_(scale),
+          has_image_(image.has_value()) {
+        if (start.ndim() != 4 || scale < 1)
             throw std::invalid_argument("state must be (N, H, W, C)");
-        const auto* shape = state.shape();
         rule_ = describe(perception, padding, input_channels, fire_rate);
+        state_ = Floats({start.shape(0), start.shape(1) * scale, start.shape(2) * scale, start.shape(3)});
+        const auto* shape = state_.shape();
         check(shape);
-        state_ = copy(state);
+        if (image && (image->ndim() != 3 || !std::equal(shape, shape + 3, image->shape())))
+            throw std::invalid_argument("image must be (N, H, W)");
         fire_ = {masks_ ? masks_->data() : nullptr, seed, level, samples_.data(), slices_.data()};
         if (wanted && (wanted->ndim() != 3 || !std::equal(shape, shape + 3, wanted->shape())))
             throw std::invalid_argument("wanted must be (N, H, W)");
@@ -53,17 +57,19 @@ class Rollout {
             fire_.masks = reaching_.data();
         }
         record_ = nca::Record(rule_, count(), steps_);
-        nca::rollout(rule_, in_place, record_, count(), height(), width(), steps_, fire_, threads_);
+        nca::rollout(rule_, {start.data(), scale, image ? image->data() : nullptr}, in_place, record_,
+                     count(), height(), width(), steps_, fire_, threads_);
     }
 
     // The last state, (N, H, W, C), read-only: the way back starts from it.
     const Floats& final_state() const { return state_; }
 
-    // The gradients of the weights and of the first state, given that of the last.
+    // The gradients of the weights and of the state that the run started from, given that of the last.
     std::pair<Weights, Floats> backward(const Floats& gradient) const {
         if (gradient.ndim() != 4 || !std::equal(gradient.shape(), gradient.shape() + 4, state_.shape()))
             throw std::invalid_argument("gradient must have the shape of the state");
-        Floats of_state = copy(gradient);
+        Floats of_start(
+            {state_.shape(0), state_.shape(1) / scale_, state_.shape(2) / scale_, state_.shape(3)});
         Weights out;
         for (const auto& [name, weight] : weights_)
             out[name] = Floats(std::vector<py::ssize_t>(weight.shape(), weight.shape() + weight.ndim()));
@@ -73,22 +79,16 @@ class Rollout {
         };
         const nca::WeightGradients to = {at("p0.weight"),  at("p0.bias"),  at("p1.weight"), at("p1.bias"),
                                          at("fc0.weight"), at("fc0.bias"), at("fc1.weight")};
-        float* in_place = of_state.mutable_data();
+        float* of_start_data = of_start.mutable_data();
         {
             const py::gil_scoped_release release;
-            nca::backward(rule_, state_.data(), record_, in_place, count(), height(), width(), steps_, fire_,
-                          threads_, to);
+            nca::backward(rule_, scale_, has_image_, state_.data(), record_, gradient.data(), count(),
+                          height(), width(), steps_, fire_, threads_, of_start_data, to);
         }
-        return {std::move(out), std::move(of_state)};
+        return {std::move(out), std::move(of_start)};
     }
 
   private:
-    static Floats copy(const Floats& array) {
-        Floats result(std::vector<py::ssize_t>(array.shape(), array.shape() + array.ndim()));
-        std::copy_n(array.data(), array.size(), result.mutable_data());
-        return result;
-    }
-
     size_t count() const { return static_cast<size_t>(state_.shape(0)); }
     int height() const { return static_cast<int>(state_.shape(1)); }
     int width() const { return static_cast<int>(state_.shape(2)); }
@@ -134,7 +134,8 @@ class Rollout {
     std::optional<Bytes> masks_;
     Numbers samples_, slices_;
     std::vector<uint8_t> reaching_; // fire masks of the cells that matter, where not all are wanted
-    int steps_, threads_;
+    int steps_, threads_, scale_;
+    bool has_image_;
     nca::RuleWeights rule_{};
     nca::Fire fire_{};
     Floats state_; // the last
@@ -180,15 +181,15 @@ PYBIND11_MODULE(_gradient, module) {
                "1 / (1 + e^-x) and ln(1 + e^x) in float64, the same bits on every CPU.");
 
     py::class_<Rollout>(module, "Rollout", "Steps of a rule on a batch of states, recorded for the gradient.")
-        .def(py::init<const std::string&, const std::string&, int, double, Weights, const Floats&, int,
-                      std::optional<Bytes>, uint64_t, int, Numbers, Numbers, const std::optional<Bytes>&,
-                      int>(),
+        .def(py::init<const std::string&, const std::string&, int, double, Weights, const Floats&,
+                      const std::optional<Floats>&, int, int, std::optional<Bytes>, uint64_t, int, Numbers,
+                      Numbers, const std::optional<Bytes>&, int>(),
              py::arg("perception"), py::arg("padding"), py::arg("input_channels"), py::arg("fire_rate"),
-             py::arg("weights"), py::arg("state").noconvert(), py::arg("steps"), py::arg("masks"),
-             py::arg("seed"), py::arg("level"), py::arg("samples"), py::arg("slices"), py::arg("wanted"),
-             py::arg("threads"))
+             py::arg("weights"), py::arg("start").noconvert(), py::arg("image").noconvert(), py::arg("scale"),
+             py::arg("steps"), py::arg("masks"), py::arg("seed"), py::arg("level"), py::arg("samples"),
+             py::arg("slices"), py::arg("wanted"), py::arg("threads"))
         .def_property_readonly("final_state", &Rollout::final_state,
                                "The last state, (N, H, W, C), read-only.")
         .def("backward", &Rollout::backward, py::arg("gradient").noconvert(),
-             "Gradients of the weights and of the first state, given that of the last state.");
+             "Gradients of the weights and of the state that the run started from, given that of the last.");
 }

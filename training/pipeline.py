@@ -88,35 +88,32 @@ def loss_and_gradients(
     """
     weights = [tape.Weights(rule) for rule in rules]
     fires = [None] * len(rules) if masks is None else list(masks)
-    state: tape.Node | None = None
+    above = recipe.scales[0]
+    cells = [side // above for side in images.shape[1:]]
+    state = tape.Node(np.zeros((len(images), *cells, recipe.channels), np.float32))
     losses: list[tuple[float, tape.Node]] = []
     judged = supervision > 0
     for n, (scale, steps) in enumerate(zip(recipe.scales[:-1], recipe.steps, strict=False)):
         small = SHRINK[shrink](images, scale)
-        if state is None:
-            start = np.zeros((*small.shape, recipe.channels), np.float32)
-            start[..., 0] = small
-            state = tape.Node(start)
-        else:
-            state = tape.finer(state, small, recipe.scales[n - 1] // scale)
         # where nothing but the patch is judged, what cannot reach it is left out
         known = not judged and n == len(rules) - 2 and not callable(places)
         wanted = _within(places, recipe, small.shape) if known else None  # type: ignore[arg-type]
-        state = tape.nca(weights[n], state, steps, masks=fires[n], seed=seed, level=n, wanted=wanted, threads=threads)
+        state = tape.nca(
+            weights[n], state, steps, image=small, scale=above // scale, masks=fires[n], seed=seed, level=n,
+            wanted=wanted, threads=threads,
+        )  # fmt: skip
+        above = scale
         if judged:
             logits = tape.channels(state, 1, 2)
             target = shrink_mean(labels, scale)[..., None]
             # smoothed by a pixel's side instead of a cell: a small structure is less than a cell here
             losses.append((supervision, tape.loss(recipe.loss, logits, target, smooth=1 / scale)))
-    assert state is not None
     corners = places(state.value[..., 1]) if callable(places) else places
-    above = recipe.above
     state = tape.crop(state, corners // above, (recipe.patch[0] // above, recipe.patch[1] // above))
-    state = tape.finer(state, cut(images, corners, recipe.patch), above)
     seen = _judged(corners, recipe, images.shape[1:]) if recipe.border else None
     state = tape.nca(
-        weights[-1], state, recipe.steps[-1], masks=fires[-1], seed=seed, level=len(rules) - 1, wanted=seen,
-        threads=threads,
+        weights[-1], state, recipe.steps[-1], image=cut(images, corners, recipe.patch), scale=above, masks=fires[-1],
+        seed=seed, level=len(rules) - 1, wanted=seen, threads=threads,
     )  # fmt: skip
     logits, target = tape.channels(state, 1, 2), cut(labels, corners, recipe.patch)[..., None]
     ends: list[int] | None = None

@@ -94,6 +94,8 @@ def nca(
     state: Node,
     steps: int,
     *,
+    image: FloatArray | None = None,
+    scale: int = 1,
     masks: UInt8Array | None = None,
     seed: int = 0,
     level: int = 0,
@@ -102,6 +104,7 @@ def nca(
 ) -> Node:
     """Run a rule on a state (N, H, W, C); masks are (steps, N, H, W), else drawn with batch member n as sample n.
 
+    Each cell of ``state`` is first repeated ``scale`` x ``scale`` times, and ``image`` (N, H, W) becomes channel 0.
     ``wanted`` (N, H, W) is 1 for the cells of the last state that the loss sees; what cannot reach them any more is
     not computed, and the other cells of the last state mean nothing.
     """
@@ -115,6 +118,8 @@ def nca(
         rule.fire_rate,
         dict(rule.weights),
         np.ascontiguousarray(state.value),
+        None if image is None else np.ascontiguousarray(image),
+        scale,
         steps,
         masks,
         seed,
@@ -131,22 +136,6 @@ def nca(
         return None, of_state
 
     return Node(rollout.final_state, (weights, state), spread)
-
-
-def finer(state: Node, image: FloatArray, scale: int) -> Node:
-    """Repeat each cell of (N, H, W, C) scale x scale times and put an image (N, H scale, W scale) into channel 0."""
-    count, height, width, channels = state.value.shape
-    blocks = (count, height, scale, width, scale, channels)
-    value = np.empty((count, height * scale, width * scale, channels), np.float32)
-    value.reshape(blocks)[:] = state.value[:, :, None, :, None]
-    value[..., 0] = image
-
-    def spread(gradient: FloatArray) -> tuple[FloatArray]:
-        of_state = gradient.reshape(blocks).sum(axis=2).sum(axis=3)
-        of_state[..., 0] = 0
-        return (of_state,)
-
-    return Node(value, (state,), spread)
 
 
 def crop(state: Node, corners: NDArray[np.integer], size: tuple[int, int]) -> Node:

@@ -107,9 +107,26 @@ class Field {
         for (int y = 0; y < height_; ++y, image += static_cast<size_t>(width_) * channels_)
             std::copy_n(image, static_cast<size_t>(width_) * channels_, at(y, 0));
     }
-    void write(float* image) {
-        for (int y = 0; y < height_; ++y, image += static_cast<size_t>(width_) * channels_)
-            std::copy_n(at(y, 0), static_cast<size_t>(width_) * channels_, image);
+    // What cells get that were repeated scale x scale times: sums over columns of sums over rows.
+    void write(float* cells, int scale) {
+        const size_t length = static_cast<size_t>(width_) * channels_;
+        std::vector<float> sums(length);
+        const auto add = [](const float* from, size_t count, float* to) {
+            for (size_t i = 0; i < count; ++i)
+                to[i] += from[i];
+        };
+        for (int y = 0; y < height_; y += scale) {
+            std::copy_n(at(y, 0), length, sums.data());
+            for (int dy = 1; dy < scale; ++dy)
+                add(at(y + dy, 0), length, sums.data());
+            const float* column = sums.data();
+            for (int x = 0; x < width_; x += scale, cells += channels_) {
+                std::copy_n(column, channels_, cells);
+                column += channels_;
+                for (int dx = 1; dx < scale; ++dx, column += channels_)
+                    add(column, channels_, cells);
+            }
+        }
     }
 
     // Gives what the margin holds to the cells that stand for it, and empties it.
@@ -147,7 +164,7 @@ class Backprop {
   public:
     Backprop(const Rule::Packed& rule, const Transposed& transposed, int height, int width)
         : rule_(rule), kernels_(*rule.kernels), transposed_(transposed), sweep_(rule, width, 2 * kBlockCells),
-          side_(2 * rule.radius + 1), width_(width),
+          side_(2 * rule.radius + 1), height_(height), width_(width),
           state_(static_cast<size_t>(height) * width * rule.channels), field_(rule, height, width),
           kept_(static_cast<size_t>(rule.radius) * width * rule.channels), before_(sweep_.most_cells()),
           changes_(sweep_.most_cells() + kernels_.cells, round_up(rule.channels, kernels_.width)),
@@ -159,8 +176,9 @@ class Backprop {
     }
 
     // Takes the gradient of one image's state, a member of the batch, back from after the last step to before
-    // the first; `image` is after the last.
-    void run(float* gradient, Image image, int steps, const Record& record, size_t member, const Slot& slot) {
+    // the first, and leaves it here; `image` is after the last.
+    void run(const float* gradient, Image image, int steps, const Record& record, size_t member,
+             const Slot& slot) {
         std::copy_n(image.state, image.row_floats * image.height, state_.data());
         image.state = state_.data();
         field_.read(gradient);
@@ -169,7 +187,14 @@ class Backprop {
             sweep_.recall(record.perceived(step, member));
             this->step(image, step, slot);
         }
-        field_.write(gradient);
+    }
+
+    // Of cells that were repeated, and of which an image then replaced channel 0 or did not.
+    void write(float* of_start, int scale, bool replaced) {
+        field_.write(of_start, scale);
+        const size_t cells = static_cast<size_t>(height_ / scale) * (width_ / scale);
+        for (size_t i = 0; replaced && i < cells; ++i)
+            of_start[i * rule_.channels] = 0.0f;
     }
 
   private:
@@ -297,9 +322,9 @@ class Backprop {
     const Rule::Packed& rule_;
     const Kernels& kernels_;
     const Transposed& transposed_;
-    Sweep sweep_;            // two blocks at once: half as many loads and stores of sums of outer products
-    const int side_, width_; // of a patch, of the image
-    Buffer state_;           // of the image, step by step as it was
+    Sweep sweep_; // two blocks at once: half as many loads and stores of sums of outer products
+    const int side_, height_, width_; // of a patch, of the image
+    Buffer state_;                    // of the image, step by step as it was
     Field field_;
     Buffer kept_; // rows up to kept_end_ of the field before the step, as far as later bands need them
     int kept_end_ = 0;
@@ -331,6 +356,24 @@ void need_around(uint8_t* needed, const uint8_t* mask, int radius, int height, i
                 for (int x = 0; x < width - std::abs(dx); ++x)
                     to[x] |= from[x];
             }
+}
+
+// One member's first state.
+void enter(const Start& start, float* state, size_t member, int channels, int height, int width) {
+    const int scale = start.scale, columns = width / scale;
+    const size_t length = static_cast<size_t>(width) * channels;
+    const float* cell = start.state + member * (height / scale) * columns * channels;
+    const float* image = start.image ? start.image + member * height * width : nullptr;
+    for (int y = 0; y < height; ++y, state += length) {
+        if (y % scale > 0)
+            std::copy_n(state - length, length, state);
+        else
+            for (float* to = state; to < state + length; cell += channels)
+                for (int dx = 0; dx < scale; ++dx, to += channels)
+                    std::copy_n(cell, channels, to);
+        for (int x = 0; image && x < width; ++x)
+            state[static_cast<size_t>(x) * channels] = *image++;
+    }
 }
 
 void write(const RuleWeights& w, const Slot& sums, const WeightGradients& out) {
@@ -375,8 +418,8 @@ void reaching_masks(uint8_t* masks, const uint8_t* wanted, const RuleWeights& we
     }
 }
 
-void rollout(const RuleWeights& weights, float* state, Record& record, size_t count, int height, int width,
-             int steps, const Fire& fire, int threads) {
+void rollout(const RuleWeights& weights, const Start& start, float* state, Record& record, size_t count,
+             int height, int width, int steps, const Fire& fire, int threads) {
     const Rule rule(weights);
     const Rule::Packed& packed = rule.packed();
     check_size(packed, height, width);
@@ -395,6 +438,7 @@ void rollout(const RuleWeights& weights, float* state, Record& record, size_t co
     for_each_member([&](Sweep& sweep, const Image& image, size_t member) {
         for (int step = 0; step < steps; ++step)
             record.expect(step, member, sweep.count(image, step));
+        enter(start, image.state, member, packed.channels, height, width);
     });
     record.make_room();
     for_each_member([&](Sweep& sweep, const Image& image, size_t member) {
@@ -405,14 +449,15 @@ void rollout(const RuleWeights& weights, float* state, Record& record, size_t co
     });
 }
 
-void backward(const RuleWeights& weights, const float* state, const Record& record, float* gradient,
-              size_t count, int height, int width, int steps, const Fire& fire, int threads,
-              const WeightGradients& out) {
+void backward(const RuleWeights& weights, int scale, bool has_image, const float* state, const Record& record,
+              const float* gradient, size_t count, int height, int width, int steps, const Fire& fire,
+              int threads, float* of_start, const WeightGradients& of_weights) {
     const Rule rule(weights);
     const Rule::Packed& packed = rule.packed();
     const Transposed transposed(weights);
     check_size(packed, height, width);
     const size_t image_floats = static_cast<size_t>(height) * width * packed.channels;
+    const size_t start_floats = image_floats / scale / scale;
     const size_t slot_count = std::max<size_t>(1, std::min(count, kSlots));
     std::vector<Slot> slots;
     for (size_t i = 0; i < slot_count; ++i)
@@ -432,11 +477,12 @@ void backward(const RuleWeights& weights, const float* state, const Record& reco
                     image_of(packed, const_cast<float*>(state), count, height, width, fire, member);
                 workers[thread].run(gradient + member * image_floats, last, steps, record, member,
                                     slots[slot]);
+                workers[thread].write(of_start + member * start_floats, scale, has_image);
             }
     });
     for (size_t i = 1; i < slot_count; ++i)
         slots[0].add(slots[i]);
-    write(weights, slots[0], out);
+    write(weights, slots[0], of_weights);
 }
 
 } // namespace nca

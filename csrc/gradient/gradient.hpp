@@ -19,17 +19,25 @@ struct WeightGradients {
 void reaching_masks(uint8_t* masks, const uint8_t* wanted, const RuleWeights& weights, size_t count,
                     int height, int width, int steps, const Fire& fire);
 
-// Runs `steps` steps in place and records them. The same bits as run.
-void rollout(const RuleWeights& weights, float* state, Record& record, size_t count, int height, int width,
-             int steps, const Fire& fire, int threads);
+// What a run starts from: a state (count, height / scale, width / scale, channels), whose cells are repeated
+// scale x scale times, and an image (count, height, width) that then becomes channel 0; or null.
+struct Start {
+    const float* state;
+    int scale;
+    const float* image;
+};
 
-// Turns the gradient of a loss with respect to the last state into that with respect to the first, in place,
-// and writes the gradient of the weights. `state` is what rollout left, `record` and `fire` are the same.
-// Only cells that fired are visited; their hidden layer is computed again. The result does not depend on the
-// number of threads: members of the batch are summed in a fixed number of slots. Gradients below the smallest
-// normal number, 1.2e-38, are zero.
-void backward(const RuleWeights& weights, const float* state, const Record& record, float* gradient,
-              size_t count, int height, int width, int steps, const Fire& fire, int threads,
-              const WeightGradients& out);
+// Runs `steps` steps from there, leaves the last state and records the way. The same bits as run.
+void rollout(const RuleWeights& weights, const Start& start, float* state, Record& record, size_t count,
+             int height, int width, int steps, const Fire& fire, int threads);
+
+// Writes the gradients of a loss with respect to the state that a run started from and to the weights, given
+// that with respect to the last state. `state` is what rollout left, `scale`, `has_image`, `record` and
+// `fire` are the same. Only cells that fired are visited; their hidden layer is computed again. The result
+// does not depend on the number of threads: members of the batch are summed in a fixed number of slots.
+// Gradients below the smallest normal number, 1.2e-38, are zero.
+void backward(const RuleWeights& weights, int scale, bool has_image, const float* state, const Record& record,
+              const float* gradient, size_t count, int height, int width, int steps, const Fire& fire,
+              int threads, float* of_start, const WeightGradients& of_weights);
 
 } // namespace nca
