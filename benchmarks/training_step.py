@@ -1,12 +1,14 @@
 """One training step of Med-NCA: pynca against the papers' arithmetic in PyTorch, same batch, masks and threads.
 
     python benchmarks/training_step.py [--recipe hippocampus] [--channels 32] [--batch 16] [--threads 2] [--repeats 7]
+        [--rounds 3]
 
 A step is the forward pass of all levels (the finest on patches), the loss, the gradient of all weights and a step
 of the recipe's optimizer: of slices of 64x64, or with `--recipe cardiac` of what `pynca train` chooses for 256x256:
 three levels, all of them judged, and a border of the patches that is not. Loss and gradients are compared before
-anything is timed. Times are medians; each side runs in a process of its own, whose peak memory above the bare
-interpreter with its libraries is printed beside. PyTorch runs twice: as the papers' code computes, and with both
+anything is timed. Times are medians; the sides take turns, so that a slow spell of a shared machine meets all of them.
+Each turn is a process of its own, whose peak memory above the bare interpreter with its libraries is printed beside.
+PyTorch runs twice: as the papers' code computes, and with both
 perceptions as one convolution.
 """
 
@@ -195,8 +197,8 @@ def compare(p: Problem, threads: int, peer: str) -> float:
     return ours[0]
 
 
-def measure(side: str, p: Problem, threads: int, repeats: int) -> dict[str, float]:
-    """Time and peak memory of one side, in this process."""
+def measure(side: str, p: Problem, threads: int, repeats: int) -> dict[str, Any]:
+    """Times and peak memory of one side, in this process."""
     step, _ = SIDES[side](p, threads)
     before = memory("VmRSS")
     step()
@@ -205,7 +207,7 @@ def measure(side: str, p: Problem, threads: int, repeats: int) -> dict[str, floa
         began = time.perf_counter()
         step()
         times.append(time.perf_counter() - began)
-    return {"seconds": statistics.median(times), "megabytes": memory("VmHWM") - before}
+    return {"seconds": times, "megabytes": memory("VmHWM") - before}
 
 
 def memory(field: str) -> float:
@@ -220,7 +222,8 @@ def main() -> None:
     for name in ("channels", "hidden", "batch"):
         parser.add_argument(f"--{name}", type=int, help="default: the recipe's")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--repeats", type=int, default=7, help="steps of a turn that are timed (default: 7)")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each side (default: 3)")
     parser.add_argument("--side", choices=list(SIDES), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     chosen = {name: getattr(arguments, name) for name in ("channels", "hidden", "batch")}
@@ -230,22 +233,26 @@ def main() -> None:
         return
     for peer in PEERS:
         print(f"loss and gradients agree with {peer} (loss {compare(p, arguments.threads, peer):.6f})")
-    found = {}
-    for side in SIDES:
-        command = [sys.executable, __file__, *sys.argv[1:], "--side", side]
-        found[side] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    turns: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
+    for _ in range(arguments.rounds):
+        for side, done in turns.items():
+            command = [sys.executable, __file__, *sys.argv[1:], "--side", side]
+            done.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+    seconds = {
+        side: statistics.median(time for turn in done for time in turn["seconds"]) for side, done in turns.items()
+    }
     print(
         f"{arguments.recipe}: channels {p.recipe.channels}, batch {p.recipe.batch}, {arguments.threads} threads, "
         f"{_core.isa()}"
     )
-    for side, one in found.items():
-        rate = p.recipe.batch / one["seconds"]
+    for side, done in turns.items():
+        peak = max(turn["megabytes"] for turn in done)
         print(
-            f"{side:24} {one['seconds'] * 1e3:8.1f} ms a step, {rate:7.1f} slices a second, "
-            f"{one['megabytes']:7.0f} MB above its libraries"
+            f"{side:24} {seconds[side] * 1e3:8.1f} ms a step, {p.recipe.batch / seconds[side]:7.1f} slices a second, "
+            f"{peak:7.0f} MB above its libraries"
         )
     for peer in PEERS:
-        print(f"pynca is {found[peer]['seconds'] / found['pynca']['seconds']:.1f} times as fast as {peer}")
+        print(f"pynca is {seconds[peer] / seconds['pynca']:.1f} times as fast as {peer}")
 
 
 if __name__ == "__main__":
