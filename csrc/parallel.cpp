@@ -36,7 +36,7 @@ void wait_while_equal(const std::atomic<unsigned>& value, unsigned old, int spin
         value.wait(old, std::memory_order_acquire);
 }
 
-// A thread that sleeps until it has a turn, does it, and sleeps again. It lives as long as the process:
+// A thread that waits until it has a turn, does it, and waits again. It lives as long as the process:
 // threads are never joined, so that nothing waits for them at exit.
 struct Worker {
     std::atomic<unsigned> started{0}, finished{0}; // turns; they wrap
@@ -47,7 +47,7 @@ struct Worker {
 
     void loop() {
         for (unsigned turn = 0;; ++turn) {
-            wait_while_equal(started, turn, 0);
+            wait_while_equal(started, turn, kSpins);
             function(context, index);
             finished.store(turn + 1, std::memory_order_release);
             finished.notify_one();

@@ -1,6 +1,7 @@
 #include "sweep.hpp"
 
 #include <algorithm>
+#include <numeric>
 #include <stdexcept>
 #include <string>
 
@@ -129,8 +130,10 @@ void Sweep::start(const Image& image, int first, int last, const Edges& edges) {
 size_t Sweep::count(const Image& image, int step) {
     start(image);
     size_t cells = 0;
-    for (int y = 0; y < image.height; cells += band_.cells)
-        y = fill_band(y, step);
+    for (int y = 0; y < image.height; ++y) {
+        const uint8_t* mask = row_mask(y, step);
+        cells += std::accumulate(mask, mask + image.width, 0);
+    }
     return cells;
 }
 
@@ -144,25 +147,21 @@ int Sweep::fill_band(int y, int step) {
     return band_.last = y;
 }
 
+// Which cells of a row fire.
+const uint8_t* Sweep::row_mask(int y, int step) {
+    const Image& image = *image_;
+    if (image.masks)
+        return image.mask(step, y);
+    FireRow row = image.fire;
+    row.y = static_cast<uint32_t>(y);
+    row.word3 |= static_cast<uint32_t>(step);
+    kernels_.fire(row, image.width, mask_.data());
+    return mask_.data();
+}
+
 // Appends the columns of the cells that fire in a row.
 void Sweep::list_row(int y, int step) {
-    const Image& image = *image_;
-    const uint8_t* mask = mask_.data();
-    if (image.masks) {
-        mask = image.mask(step, y);
-    } else {
-        FireRow row = image.fire;
-        row.y = static_cast<uint32_t>(y);
-        row.word3 |= static_cast<uint32_t>(step);
-        kernels_.fire(row, image.width, mask_.data());
-    }
-    int* columns = band_.columns.data() + band_.cells;
-    int count = 0;
-    for (int x = 0; x < image.width; ++x) {
-        columns[count] = x;
-        count += mask[x];
-    }
-    band_.cells += count;
+    band_.cells += kernels_.list(row_mask(y, step), image_->width, band_.columns.data() + band_.cells);
     band_.rows.push_back({y, band_.cells});
 }
 

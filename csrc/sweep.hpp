@@ -124,6 +124,7 @@ class Sweep {
     };
 
     void start(const Image& image, int first, int last, const Edges& edges);
+    const uint8_t* row_mask(int y, int step);
     void list_row(int y, int step);
     const float* old_row(int y) const;
     const float* border_patch(const float* row, int x, int cell, int dy);

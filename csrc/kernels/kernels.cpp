@@ -542,6 +542,27 @@ void fire(const FireRow& row, int width, uint8_t* mask) {
     }
 }
 
+int list(const uint8_t* mask, int width, int* cells) {
+    int count = 0, x = 0;
+#if defined(NCA_ISA_AVX512)
+    // Sixteen are written, of which the next overwrite those that do not fire: there is room, as many are
+    // ahead.
+    __m512i numbers = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    for (; x + kWidth <= width; x += kWidth) {
+        const __m128i bytes = _mm_loadu_si128((const __m128i*)(mask + x));
+        const __mmask16 fires = _mm_test_epi8_mask(bytes, bytes);
+        _mm512_storeu_si512(cells + count, _mm512_maskz_compress_epi32(fires, numbers));
+        count += __builtin_popcount(fires);
+        numbers = _mm512_add_epi32(numbers, _mm512_set1_epi32(kWidth));
+    }
+#endif
+    for (; x < width; ++x) {
+        cells[count] = x;
+        count += mask[x];
+    }
+    return count;
+}
+
 void burst(int rounds, float* out) {
     const Weights factor = spread(out[0]), term = spread(out[1]);
     Weights chains[kBurst];
@@ -575,6 +596,7 @@ const Kernels kernels = {NCA_STRING(NCA_ISA),
                          multiply,
                          sigmoid_and_softplus,
                          fire,
+                         list,
                          burst,
                          pack};
 

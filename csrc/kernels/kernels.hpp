@@ -80,6 +80,10 @@ struct Kernels {
     // mask[x] = 1 where cell x fires; writes whole blocks of kFireBlock cells.
     void (*fire)(const FireRow& row, int width, uint8_t* mask);
 
+    // Writes the numbers of the cells of a row whose mask is 1 instead of 0, and returns how many there are;
+    // `cells` has room for width of them.
+    int (*list)(const uint8_t* mask, int width, int* cells);
+
     // Multiply-adds in registers alone, `rounds` times kBurst * width: what this CPU can do at most.
     void (*burst)(int rounds, float* out);
 
