@@ -78,9 +78,11 @@ int inside(Padding padding, int position, int size) {
 Sweep::Sweep(const Rule::Packed& rule, int width, int block)
     : rule_(rule), kernels_(*rule.kernels), side_(2 * rule.radius + 1), row_floats_(side_ * rule.channels),
       block_(block), mask_(round_up(width, kFireBlock)), neighbours_(static_cast<size_t>(side_) * block_),
-      centers_(block_), perceived_rows_(block_), hidden_rows_(block_), firing_(cells_at_most(rule, width)),
-      perceived_stride_(round_up(2 * rule.channels, 16)),
-      perceived_(static_cast<size_t>(block_) * perceived_stride_),
+      centers_(block_), joined_rows_(block_), buffer_rows_(block_), record_rows_(block_),
+      hidden_rows_(block_), firing_(cells_at_most(rule, width)),
+      before_perceived_(kernels_.pack ? rule.channels : 0),
+      buffer_stride_(round_up(before_perceived_ + round_up(2 * rule.channels, kernels_.width), 16)),
+      buffer_(static_cast<size_t>(block_) * buffer_stride_),
       hidden_(static_cast<size_t>(block_) * rule.fc0.panels().outputs), zeros_(row_floats_),
       border_(neighbours_.size() * row_floats_) {
     for (Band* band : {&band_, &before_}) {
@@ -88,8 +90,11 @@ Sweep::Sweep(const Rule::Packed& rule, int width, int block)
         band->rows.reserve(kBandRows);
         band->changes = Buffer((firing_.size() + kernels_.cells) * rule.fc1.panels().outputs);
     }
-    for (int i = 0; i < block_; ++i)
+    for (int i = 0; i < block_; ++i) {
+        joined_rows_[i] = buffer_.data() + static_cast<size_t>(i) * buffer_stride_;
+        buffer_rows_[i] = joined_rows_[i] + before_perceived_;
         hidden_rows_[i] = hidden_.data() + static_cast<size_t>(i) * rule.fc0.panels().outputs;
+    }
     for (int dy = 0; dy < side_; ++dy)
         patches_.push_back({neighbours_.data() + static_cast<size_t>(dy) * block_, row_floats_});
 }
@@ -241,10 +246,16 @@ int Sweep::hide(int begin, int end) {
         recorded_states_ += static_cast<size_t>(cells) * rule_.channels;
     }
     perceive(cells, tiles);
-    const Segment inputs[] = {{centers_.data(), rule_.channels},
-                              {perceived_rows_.data(), 2 * rule_.channels}};
+    Segment inputs[] = {{centers_.data(), rule_.channels}, perceived_};
+    int segments = 2;
+    if (before_perceived_ > 0) {
+        kernels_.gather(centers_.data(), tiles * kernels_.cells, rule_.channels, buffer_.data(),
+                        buffer_stride_);
+        inputs[0] = {joined_rows_.data(), 3 * rule_.channels, buffer_stride_};
+        segments = 1;
+    }
     const Panels& fc0 = rule_.fc0.panels();
-    kernels_.product(inputs, 2, tiles, fc0, {After::relu}, hidden_.data(), fc0.outputs);
+    kernels_.product(inputs, segments, tiles, fc0, {After::relu}, hidden_.data(), fc0.outputs);
     return tiles;
 }
 
@@ -252,18 +263,20 @@ int Sweep::hide(int begin, int end) {
 void Sweep::perceive(int cells, int tiles) {
     const int length = 2 * rule_.channels;
     const size_t floats = static_cast<size_t>(cells) * length;
-    const bool in_place = recorded_ && fits_into_record(cells);
-    const float* from = recalled_ ? recalled_ : in_place ? recorded_ : perceived_.data();
-    const int stride = recalled_ || in_place ? length : perceived_stride_;
-    for (int i = 0; i < tiles * kernels_.cells; ++i) // those that fill up the last tile repeat the last one
-        perceived_rows_[i] = from + static_cast<size_t>(std::min(i, cells - 1)) * stride;
     if (recalled_) {
+        point_into_record(recalled_, cells, tiles);
         recalled_ += floats;
         return;
     }
-    perceive(cells, tiles, in_place ? recorded_ : perceived_.data(), stride);
-    if (recorded_ && !in_place)
-        kernels_.gather(perceived_rows_.data(), cells, length, recorded_, length);
+    if (recorded_ && fits_into_record(cells)) {
+        perceive(cells, tiles, recorded_, length);
+        point_into_record(recorded_, cells, tiles);
+    } else {
+        perceive(cells, tiles, buffer_.data() + before_perceived_, buffer_stride_);
+        perceived_ = {buffer_rows_.data(), length, buffer_stride_};
+        if (recorded_)
+            kernels_.gather(buffer_rows_.data(), cells, length, recorded_, length);
+    }
     if (recorded_)
         recorded_ += floats;
 }
@@ -279,6 +292,16 @@ void Sweep::perceive(int cells, int tiles, float* to, int stride) const {
 // nothing behind their end.
 bool Sweep::fits_into_record(int cells) const {
     return cells % kernels_.cells == 0 && 2 * rule_.channels % kernels_.width == 0;
+}
+
+// Points at what the block's cells perceived; those that fill up the last tile repeat the last one.
+void Sweep::point_into_record(const float* record, int cells, int tiles) {
+    const int length = 2 * rule_.channels;
+    for (int i = 0; i < cells; ++i)
+        record_rows_[i] = record + static_cast<size_t>(i) * length;
+    std::fill(record_rows_.begin() + cells, record_rows_.begin() + tiles * kernels_.cells,
+              record_rows_[cells - 1]);
+    perceived_ = {record_rows_.data(), length};
 }
 
 // The changes of the band's cells begin .. end - 1, at most a block.

@@ -77,7 +77,7 @@ class Sweep {
     // perceive, their hidden layer.
     const Segment* patches() const { return patches_.data(); }
     const float* const* states() const { return centers_.data(); }
-    const float* const* perceived() const { return perceived_rows_.data(); }
+    const float* const* perceived() const { return perceived_.rows; }
     const float* hidden() const { return hidden_.data(); } // a cell's are fc0.panels().outputs apart
     const float* const* hidden_rows() const { return hidden_rows_.data(); }
 
@@ -133,6 +133,7 @@ class Sweep {
     void perceive(int cells, int tiles);
     void perceive(int cells, int tiles, float* to, int stride) const;
     bool fits_into_record(int cells) const;
+    void point_into_record(const float* record, int cells, int tiles);
     void compute(int begin, int end);
     float* const* firing(const Band& band);
     void add_changes(const Band& band);
@@ -149,11 +150,14 @@ class Sweep {
     std::vector<uint8_t> mask_;
     Band band_, before_;                   // before_: the one before, whose changes have not been added
     std::vector<const float*> neighbours_; // [row of the patch][cell of the block]
-    std::vector<const float*> centers_, perceived_rows_, hidden_rows_;
+    std::vector<const float*> centers_, joined_rows_, buffer_rows_, record_rows_, hidden_rows_;
     std::vector<float*> firing_; // cells of a band
     std::vector<Segment> patches_;
-    const int perceived_stride_;
-    Buffer perceived_, hidden_;
+    Segment perceived_{}; // in the buffer or in a record
+    // In half precision the buffer holds states as well, before what is perceived: two segments cost more
+    // there.
+    const int before_perceived_, buffer_stride_;
+    Buffer buffer_, hidden_;
     Buffer zeros_, border_;
     float *recorded_states_ = nullptr, *recorded_ = nullptr;
     const float* recalled_ = nullptr;
