@@ -8,8 +8,7 @@ of the recipe's optimizer: of slices of 64x64, or with `--recipe cardiac` of wha
 three levels, all of them judged, and a border of the patches that is not. Loss and gradients are compared before
 anything is timed. Times are medians; the sides take turns, so that a slow spell of a shared machine meets all of them.
 Each turn is a process of its own, whose peak memory above the bare interpreter with its libraries is printed beside.
-PyTorch runs twice: as the papers' code computes, and with both
-perceptions as one convolution.
+PyTorch runs twice: as the papers' code computes, and with both perceptions as one convolution.
 """
 
 from __future__ import annotations
@@ -239,7 +238,7 @@ def main() -> None:
             command = [sys.executable, __file__, *sys.argv[1:], "--side", side]
             done.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
     seconds = {
-        side: statistics.median(time for turn in done for time in turn["seconds"]) for side, done in turns.items()
+        side: statistics.median(step for turn in done for step in turn["seconds"]) for side, done in turns.items()
     }
     print(
         f"{arguments.recipe}: channels {p.recipe.channels}, batch {p.recipe.batch}, {arguments.threads} threads, "

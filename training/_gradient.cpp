@@ -36,8 +36,10 @@ class Rollout {
         : weights_(std::move(weights)), masks_(std::move(masks)), samples_(std::move(samples)),
           slices_(std::move(slices)), steps_(steps), threads_(threads), scale_(scale),
           has_image_(image.has_value()) {
-        if (start.ndim() != 4 || scale < 1)
+        if (start.ndim() != 4)
             throw std::invalid_argument("state must be (N, H, W, C)");
+        if (scale < 1)
+            throw std::invalid_argument("scale must be 1 or more");
         rule_ = describe(perception, padding, input_channels, fire_rate);
         state_ = Floats({start.shape(0), start.shape(1) * scale, start.shape(2) * scale, start.shape(3)});
         const auto* shape = state_.shape();

@@ -107,8 +107,9 @@ class Field {
         for (int y = 0; y < height_; ++y, image += static_cast<size_t>(width_) * channels_)
             std::copy_n(image, static_cast<size_t>(width_) * channels_, at(y, 0));
     }
-    // What cells get that were repeated scale x scale times: sums over columns of sums over rows.
-    void write(float* cells, int scale) {
+    // What cells get that were repeated scale x scale times, and of which an image then replaced channel 0 or
+    // did not: sums over columns of sums over rows.
+    void write(float* cells, int scale, bool replaced) {
         const size_t length = static_cast<size_t>(width_) * channels_;
         std::vector<float> sums(length);
         const auto add = [](const float* from, size_t count, float* to) {
@@ -125,6 +126,8 @@ class Field {
                 column += channels_;
                 for (int dx = 1; dx < scale; ++dx, column += channels_)
                     add(column, channels_, cells);
+                if (replaced)
+                    cells[0] = 0.0f;
             }
         }
     }
@@ -164,7 +167,7 @@ class Backprop {
   public:
     Backprop(const Rule::Packed& rule, const Transposed& transposed, int height, int width)
         : rule_(rule), kernels_(*rule.kernels), transposed_(transposed), sweep_(rule, width, 2 * kBlockCells),
-          side_(2 * rule.radius + 1), height_(height), width_(width),
+          side_(2 * rule.radius + 1), width_(width),
           state_(static_cast<size_t>(height) * width * rule.channels), field_(rule, height, width),
           kept_(static_cast<size_t>(rule.radius) * width * rule.channels), before_(sweep_.most_cells()),
           changes_(sweep_.most_cells() + kernels_.cells, round_up(rule.channels, kernels_.width)),
@@ -176,9 +179,9 @@ class Backprop {
     }
 
     // Takes the gradient of one image's state, a member of the batch, back from after the last step to before
-    // the first, and leaves it here; `image` is after the last.
+    // the first, to the cells that this was made of; `image` is after the last.
     void run(const float* gradient, Image image, int steps, const Record& record, size_t member,
-             const Slot& slot) {
+             const Slot& slot, float* of_start, int scale, bool replaced) {
         std::copy_n(image.state, image.row_floats * image.height, state_.data());
         image.state = state_.data();
         field_.read(gradient);
@@ -187,14 +190,7 @@ class Backprop {
             sweep_.recall(record.perceived(step, member));
             this->step(image, step, slot);
         }
-    }
-
-    // Of cells that were repeated, and of which an image then replaced channel 0 or did not.
-    void write(float* of_start, int scale, bool replaced) {
-        field_.write(of_start, scale);
-        const size_t cells = static_cast<size_t>(height_ / scale) * (width_ / scale);
-        for (size_t i = 0; replaced && i < cells; ++i)
-            of_start[i * rule_.channels] = 0.0f;
+        field_.write(of_start, scale, replaced);
     }
 
   private:
@@ -322,9 +318,9 @@ class Backprop {
     const Rule::Packed& rule_;
     const Kernels& kernels_;
     const Transposed& transposed_;
-    Sweep sweep_; // two blocks at once: half as many loads and stores of sums of outer products
-    const int side_, height_, width_; // of a patch, of the image
-    Buffer state_;                    // of the image, step by step as it was
+    Sweep sweep_;            // two blocks at once: half as many loads and stores of sums of outer products
+    const int side_, width_; // of a patch, of the image
+    Buffer state_;           // of the image, step by step as it was
     Field field_;
     Buffer kept_; // rows up to kept_end_ of the field before the step, as far as later bands need them
     int kept_end_ = 0;
@@ -476,8 +472,7 @@ void backward(const RuleWeights& weights, int scale, bool has_image, const float
                 const Image last =
                     image_of(packed, const_cast<float*>(state), count, height, width, fire, member);
                 workers[thread].run(gradient + member * image_floats, last, steps, record, member,
-                                    slots[slot]);
-                workers[thread].write(of_start + member * start_floats, scale, has_image);
+                                    slots[slot], of_start + member * start_floats, scale, has_image);
             }
     });
     for (size_t i = 1; i < slot_count; ++i)

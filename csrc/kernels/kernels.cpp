@@ -364,9 +364,13 @@ NCA_INLINE void outer_tile(const float* const* a, int row, const float* const* b
         store(out + m * out_stride + v * kWidth, sums[m][v]);
 }
 
+// As many registers of columns as there are, of at most V.
 template <int R, int V>
-void outer_columns(const float* const* a, int first, int rows, const float* const* b, int column, int last,
-                   int cells, float* out, int out_stride) {
+void outer_columns(int vectors, const float* const* a, int first, int rows, const float* const* b, int column,
+                   int last, int cells, float* out, int out_stride) {
+    if constexpr (V > 1)
+        if (vectors < V)
+            return outer_columns<R, V - 1>(vectors, a, first, rows, b, column, last, cells, out, out_stride);
     for (int m = first; m < first + rows; m += R, out += R * out_stride)
         outer_tile<R, V>(a, m, b, column, last, cells, out, out_stride);
 }
@@ -375,24 +379,12 @@ void outer_columns(const float* const* a, int first, int rows, const float* cons
 template <int R, int V>
 void outer_rows(const float* const* a, int first, int rows, const float* const* b, int columns, int cells,
                 float* out, int out_stride) {
+    out += first * out_stride;
     for (int n = 0; n < columns;) {
         const int left = (columns - n + kWidth - 1) / kWidth;
         const int vectors = left < V ? left : V;
         const int rest = columns - n - (vectors - 1) * kWidth, last = rest < kWidth ? rest : kWidth;
-        auto run = outer_columns<R, 1>;
-        if (vectors == 2)
-            run = outer_columns<R, 2>;
-        if (vectors == 3)
-            run = outer_columns<R, 3>;
-        if constexpr (V > 3) {
-            if (vectors == 4)
-                run = outer_columns<R, 4>;
-            if (vectors == 5)
-                run = outer_columns<R, 5>;
-            if (vectors == 6)
-                run = outer_columns<R, 6>;
-        }
-        run(a, first, rows, b, n, last, cells, out + first * out_stride + n, out_stride);
+        outer_columns<R, V>(vectors, a, first, rows, b, n, last, cells, out + n, out_stride);
         n += vectors * kWidth;
     }
 }
