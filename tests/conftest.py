@@ -9,7 +9,7 @@ import pytest
 
 import pynca
 from pynca import _core
-from support import CHECKPOINT, DATA, REFERENCE
+from support import ALL_RECORDED, CHECKPOINT, DATA
 
 
 @pytest.fixture(params=_core.available_isas())
@@ -23,9 +23,10 @@ def isa(request: pytest.FixtureRequest) -> Any:
 
 @pytest.fixture(scope="session")
 def reference() -> Path:
-    if not REFERENCE.is_dir():
-        pytest.skip(f"{REFERENCE} with the recorded runs is not there")
-    return REFERENCE
+    """All recorded runs; those that the repository holds are tested without this folder as well."""
+    if not ALL_RECORDED.is_dir():
+        pytest.skip(f"{ALL_RECORDED} with the recorded runs is not there")
+    return ALL_RECORDED
 
 
 @pytest.fixture(scope="session")

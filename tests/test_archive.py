@@ -8,15 +8,14 @@ import random
 import struct
 import time
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from pynca.checkpoints.archive import read_state_dict
+from support import ALL_RECORDED
 
-REFERENCE = Path(__file__).resolve().parents[2] / "shared" / "reference"
-needs_reference = pytest.mark.skipif(not REFERENCE.is_dir(), reason="the reference files are not on this machine")
+needs_reference = pytest.mark.skipif(not ALL_RECORDED.is_dir(), reason="the reference files are not on this machine")
 
 
 # A pickle, piece by piece, as torch.save puts it together.
@@ -126,7 +125,7 @@ def refuse(read, tmp_path):
 @needs_reference
 @pytest.mark.parametrize("level", [0, 1])
 def test_authors_checkpoint_equals_its_conversion(level):
-    folder = REFERENCE / "checkpoints"
+    folder = ALL_RECORDED / "checkpoints"
     weights = read_state_dict(folder / f"med_nca_hippocampus/models/epoch_1500/model{level}.pth")
     with np.load(folder / "med_nca_hippocampus_weights.npz") as converted:
         expected = {key[3:]: converted[key] for key in converted.files if key.startswith(f"w{level}.")}
@@ -139,7 +138,7 @@ def test_authors_checkpoint_equals_its_conversion(level):
 @needs_reference
 def test_authors_growing_checkpoint_is_legacy():
     with pytest.raises(ValueError, match=r"growing_nca\.pth: .*before version 1\.6.*save it again"):
-        read_state_dict(REFERENCE / "checkpoints" / "growing_nca.pth")
+        read_state_dict(ALL_RECORDED / "checkpoints" / "growing_nca.pth")
 
 
 def test_values_order_and_layout(read):

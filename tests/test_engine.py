@@ -39,7 +39,6 @@ def assert_close(result: np.ndarray, expected: np.ndarray, tolerance: float = 1e
 RECORDED = [c for c in golden_cases("ab") if c.get("normalization", "none") == "none"]
 
 
-@pytest.mark.skipif(not RECORDED, reason=f"{REFERENCE} with the recorded runs is not there")
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("case", RECORDED, ids=lambda case: case["file"])
 def test_recorded_run(case: dict[str, Any], threads: int, isa: str) -> None:

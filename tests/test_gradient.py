@@ -30,7 +30,6 @@ def perception(case: dict[str, Any]) -> str:
 # --- the papers' own code ------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(not RECORDED, reason=f"{REFERENCE} with the recorded runs is not there")
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("case", RECORDED, ids=lambda case: case["file"])
 def test_recorded_gradients(case: dict[str, Any], threads: int, isa: str) -> None:
@@ -51,7 +50,6 @@ def test_recorded_gradients(case: dict[str, Any], threads: int, isa: str) -> Non
             assert np.abs(gradient - wanted).max() <= 1e-4 * np.abs(wanted).max(), name
 
 
-@pytest.mark.skipif(not RECORDED, reason=f"{REFERENCE} with the recorded runs is not there")
 @pytest.mark.parametrize("case", RECORDED, ids=lambda case: case["file"])
 def test_recorded_training_steps(case: dict[str, Any]) -> None:
     with np.load(REFERENCE / case["file"]) as z:

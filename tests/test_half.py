@@ -83,7 +83,7 @@ def test_half_precision_with_other_kernels(kernel_size: int, half: str) -> None:
 
 
 @needs_half
-@pytest.mark.skipif(not REFERENCE.is_dir(), reason=f"{REFERENCE} with the recorded runs is not there")
+@pytest.mark.skipif(not CHECKPOINT.is_dir(), reason=f"{CHECKPOINT} is not there")
 def test_recorded_logits_in_half_precision(half: str) -> None:
     _core.select_isa(half)
     model = pynca.import_checkpoint(CHECKPOINT, labels={1: "hippocampus"})

@@ -13,10 +13,9 @@ import numpy as np
 import pytest
 
 from pynca import Card, import_checkpoint
+from support import ALL_RECORDED, CHECKPOINT
 
-REFERENCE = Path(__file__).resolve().parents[2] / "shared" / "reference"
-HIPPOCAMPUS = REFERENCE / "checkpoints" / "med_nca_hippocampus"
-needs_reference = pytest.mark.skipif(not REFERENCE.is_dir(), reason="the reference files are not on this machine")
+needs_reference = pytest.mark.skipif(not ALL_RECORDED.is_dir(), reason="the reference files are not on this machine")
 
 
 def save(path: Path, weights: dict[str, np.ndarray]) -> Path:
@@ -114,8 +113,8 @@ def same_weights(rule, weights):
 
 @needs_reference
 def test_authors_checkpoint():
-    model = import_checkpoint(HIPPOCAMPUS)
-    with np.load(REFERENCE / "checkpoints" / "med_nca_hippocampus_weights.npz") as converted:
+    model = import_checkpoint(CHECKPOINT)
+    with np.load(ALL_RECORDED / "checkpoints" / "med_nca_hippocampus_weights.npz") as converted:
         for n, level in enumerate(model.levels):
             assert same_weights(level.rule, {key[3:]: converted[key] for key in converted if key[:3] == f"w{n}."})
     assert [(level.steps, level.scale) for level in model.levels] == [(16, 4), (16, 1)]
@@ -133,18 +132,18 @@ def test_authors_checkpoint():
 @needs_reference
 @pytest.mark.parametrize("case", ["e1_mednca_hippocampus_001_s17", "e6_mednca_checkpoint_96x80"])
 def test_authors_checkpoint_gives_the_authors_logits(case):
-    model = import_checkpoint(HIPPOCAMPUS)
-    with np.load(REFERENCE / f"{case}.npz") as golden:
+    model = import_checkpoint(CHECKPOINT)
+    with np.load(ALL_RECORDED / f"{case}.npz") as golden:
         logits = model.logits(golden["image"], masks=[golden["masks_low"], golden["masks_high"]])
         np.testing.assert_allclose(logits, golden["logits"], atol=2e-4, rtol=0)
 
 
 @needs_reference
 def test_default_card_says_where_the_weights_came_from():
-    card = import_checkpoint(HIPPOCAMPUS).card
+    card = import_checkpoint(CHECKPOINT).card
     assert card.name == "med_nca_hippocampus"
     assert card.description.startswith("Imported from a Med-NCA checkpoint")
-    files = [HIPPOCAMPUS / "models/epoch_1500" / name for name in ("model0.pth", "model1.pth")]
+    files = [CHECKPOINT / "models/epoch_1500" / name for name in ("model0.pth", "model1.pth")]
     hashes = [hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in files]
     assert card.source == (
         f"med_nca_hippocampus/epoch_1500: model0.pth (sha256 {hashes[0]}), model1.pth (sha256 {hashes[1]})"
@@ -153,9 +152,9 @@ def test_default_card_says_where_the_weights_came_from():
 
 @needs_reference
 def test_authors_files_without_their_folder():
-    files = [HIPPOCAMPUS / "models/epoch_1500" / name for name in ("model0.pth", "model1.pth")]
+    files = [CHECKPOINT / "models/epoch_1500" / name for name in ("model0.pth", "model1.pth")]
     loose = import_checkpoint(files, steps=16, fire_rate=0.5, size=(64, 64))
-    whole = import_checkpoint(HIPPOCAMPUS)
+    whole = import_checkpoint(CHECKPOINT)
     assert loose.preparation == whole.preparation
     for a, b in zip(loose.levels, whole.levels, strict=True):
         assert (a.steps, a.scale, a.rule.fire_rate) == (b.steps, b.scale, b.rule.fire_rate)
@@ -165,7 +164,7 @@ def test_authors_files_without_their_folder():
 @needs_reference
 def test_growing_checkpoint_says_how_to_convert_it():
     with pytest.raises(ValueError, match=r"growing_nca\.pth: .*before version 1\.6"):
-        import_checkpoint(REFERENCE / "checkpoints" / "growing_nca.pth", **OPTIONS)
+        import_checkpoint(ALL_RECORDED / "checkpoints" / "growing_nca.pth", **OPTIONS)
 
 
 # Folders and their configuration.

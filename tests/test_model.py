@@ -81,7 +81,6 @@ def test_all_recorded_pipelines_are_here(reference: Path) -> None:
 
 
 @pytest.mark.engine
-@pytest.mark.skipif(not PIPELINES, reason=f"{REFERENCE} with the recorded runs is not there")
 @pytest.mark.parametrize("case", PIPELINES, ids=lambda case: case["file"])
 def test_recorded_pipeline(case: dict[str, Any], isa: str) -> None:
     model = recorded_model(case)

@@ -18,7 +18,6 @@ PIPELINES = golden_cases("e")
 REAL = [case["file"] for case in PIPELINES if "raw_slice" in case["arrays"]]
 WITH_LOW = [case["file"] for case in PIPELINES if "low_image" in case["arrays"]]
 
-golden = pytest.mark.skipif(not PIPELINES, reason=f"{REFERENCE} with the recorded runs is not there")
 sizes = st.tuples(st.integers(1, 40), st.integers(1, 40))
 grids = st.tuples(st.integers(2, 40), st.integers(2, 40))
 
@@ -36,7 +35,6 @@ def test_all_recorded_slices_are_here(reference: Path) -> None:
     assert len(WITH_LOW) == 6
 
 
-@golden
 @pytest.mark.parametrize("file", REAL)
 def test_recorded_resize(file: str) -> None:
     arrays = recorded(file)
@@ -44,7 +42,6 @@ def test_recorded_resize(file: str) -> None:
     assert np.abs(resized - arrays["raw_resized"]).max() <= 1e-6 * np.abs(arrays["raw_slice"]).max()
 
 
-@golden
 @pytest.mark.parametrize("file", REAL)
 def test_recorded_preparation(file: str) -> None:
     arrays = recorded(file)
@@ -54,14 +51,12 @@ def test_recorded_preparation(file: str) -> None:
     np.testing.assert_allclose(prepared[0], arrays["image"], rtol=0, atol=2e-6)
 
 
-@golden
 @pytest.mark.parametrize("file", WITH_LOW)
 def test_recorded_shrinking(file: str) -> None:
     arrays = recorded(file)
     np.testing.assert_allclose(shrink_linear(arrays["image"][None], 4)[0], arrays["low_image"], rtol=0, atol=2e-6)
 
 
-@golden
 @pytest.mark.parametrize("file", REAL)
 def test_the_way_back_undoes_the_offset_of_the_papers_labels(file: str) -> None:
     """Their labels are resized with the source index rounded down; read back as logits they lie where they were."""
