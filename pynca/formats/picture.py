@@ -3,44 +3,57 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..files import atomic_path
+from . import tiff
 from .base import Refused, Volume, about, colour_of, optional, parsing
 
 SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
 LOSSY = (".jpg", ".jpeg")
 PAGED = (".tif", ".tiff")
-_GREY = ("L", "I", "I;16", "I;16B", "I;16L", "F")
+_PNG = b"\x89PNG\r\n\x1a\n"
+_JPEG = b"\xff\xd8\xff"
+_GREY = ("L", "I", "I;16", "I;16B", "I;16L")
 _SPREAD = {"L;2": 85, "L;4": 17}  # by what Pillow multiplies grey of few bits
 _PNG_FULL = 65535
+_BLOCK_PIXELS = 2**22  # what Pillow unpacked is copied so many pixels at a time
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """What headers say of a picture as displayed, and how its values are read."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    fill: Callable[[Array], None]
+    doubt: str = ""
 
 
 def read(path: Path) -> Volume:
     """Read a grey picture, (row, column), or a TIFF of several pages, (row, column, page)."""
-    with _opened(path) as image:
-        pages = [_grey(page) for page in _pages(image)]
-        return Volume(_stacked(pages), None, None, str(path), picture=True)
+    return _read(path, label=False)
 
 
 def read_label(path: Path) -> Volume:
-    """Read a picture of labels: its indices where it has a palette, else its values."""
-    with _opened(path) as image:
-        if image.format == "JPEG":
-            raise Refused("is a JPEG, whose values are not exact; a label must be PNG, TIFF, .npy or NIfTI")
-        pages = []
-        for page in _pages(image):
-            if page.mode not in ("1", "P", *_GREY):
-                raise Refused(f"has colours (mode {page.mode}); a label is a picture of indices or of one channel")
-            spread = _SPREAD.get(str(page.tile[0][3]), 1) if page.tile else 1
-            pages.append(np.asarray(page) // spread if spread > 1 else np.asarray(page))
-        return Volume(_stacked(pages), None, None, str(path), picture=True)
+    """Read a picture of labels: its indices where it has a palette, else its values as they are stored."""
+    return _read(path, label=True)
+
+
+def outline(path: Path) -> Volume:
+    """Read the size of a picture from its headers alone: the data take no memory and are zero."""
+    with _opened(path, label=False) as picture:
+        return Volume(np.broadcast_to(picture.dtype.type(0), picture.shape), None, None, str(path), picture=True)
 
 
 def write_mask(path: Path, pages: NDArray[np.uint8]) -> None:
@@ -69,59 +82,8 @@ def write_map(path: Path, pages: NDArray[np.float32]) -> None:
     _write(path, images)
 
 
-def _pillow() -> Any:
-    return optional("PIL.Image", "image", "a picture")
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """Open a picture; what fails while it is open is said of it."""
-    pillow = _pillow()
-    with open(path, "rb") as file, about(path), parsing(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of Pillow, about tags that do not matter here
-        try:
-            image = pillow.open(file, formats=("PNG", "TIFF", "JPEG"))
-        except pillow.UnidentifiedImageError:
-            raise Refused("is not a PNG, TIFF or JPEG picture") from None
-        with image:
-            yield image
-
-
-def _pages(image: Any) -> Iterator[Any]:
-    count = getattr(image, "n_frames", 1)
-    if count > 1 and image.format != "TIFF":
-        raise Refused(f"is a film of {count} pictures; it must be a single one, or a TIFF of several pages")
-    for number in range(count):
-        image.seek(number)
-        yield image
-
-
-def _grey(image: Any) -> NDArray[Any]:
-    """Return the grey values of a picture, refusing what has colours or would lose precision."""
-    # Pillow gives these 8 bits a channel, whatever was stored
-    if image.mode in ("RGB", "RGBA", "LA") and any(str(tile[3]).find(";16") >= 0 for tile in image.tile):
-        raise Refused("has several channels of 16 bits; save it as a 16-bit grey picture")
-    if image.mode == "1":
-        image = image.convert("L")
-    elif image.mode in ("P", "PA"):
-        image = image.convert("RGBA")
-    values = np.asarray(image)
-    if image.mode in _GREY:
-        return values
-    if image.mode == "LA":
-        return values[..., 0]
-    if image.mode in ("RGB", "RGBA"):
-        if (values[..., :1] == values[..., :3]).all():
-            return values[..., 0]
-        raise Refused("has colours; it must be grey, or red, green and blue alike")
-    raise Refused(f"is a picture of mode {image.mode}; it must be grey, with 8, 16 or 32 bits")
-
-
-def _stacked(pages: list[NDArray[Any]]) -> NDArray[Any]:
-    if len({(page.shape, page.dtype) for page in pages}) > 1:
-        raise Refused("has pages of different size or kind; those of a volume are alike")
-    pages = [page.astype(page.dtype.newbyteorder("=")) for page in pages]
-    return pages[0] if len(pages) == 1 else np.stack(pages, axis=-1)
+def _pillow(module: str = "Image") -> Any:
+    return optional(f"PIL.{module}", "image", "a picture")
 
 
 def _write(path: Path, images: list[Any]) -> None:
@@ -130,3 +92,208 @@ def _write(path: Path, images: list[Any]) -> None:
             images[0].save(temporary, format="TIFF", save_all=True, append_images=images[1:])
         else:
             images[0].save(temporary, format="PNG")
+
+
+# --- reading ------------------------------------------------------------------------------------------------
+
+
+def _read(path: Path, *, label: bool) -> Volume:
+    with _opened(path, label=label) as picture:
+        data = np.zeros(picture.shape, picture.dtype)
+        picture.fill(data)
+    if picture.doubt:
+        warnings.warn(f"{path} {picture.doubt}", stacklevel=4)
+    return Volume(data, None, None, str(path), picture=True)
+
+
+@contextmanager
+def _opened(path: Path, *, label: bool) -> Iterator[_Picture]:
+    """Open a picture, whose content says what it is; what fails while it is open is said of it."""
+    with open(path, "rb") as file, about(path), parsing():
+        head = file.read(8)
+        if head == _PNG:
+            yield _png(file, label=label)
+        elif head.startswith(_JPEG):
+            yield _jpeg(file, label=label)
+        elif head.startswith(tiff.MAGIC):
+            yield _tiff(file, label=label)
+        else:
+            raise Refused("is not a PNG, TIFF or JPEG picture")
+
+
+def _tiff(file: BinaryIO, *, label: bool) -> _Picture:
+    reader = tiff.Reader(file)
+    pages = reader.pages()
+    for page in pages:
+        reader.check(page, label=label)
+    if len({(page.shape, page.kept(label=label)) for page in pages}) > 1:
+        raise Refused("has pages of different size or kind; those of a volume are alike")
+
+    def fill(out: Array) -> None:
+        for number, page in enumerate(pages):
+            reader.fill(out if len(pages) == 1 else out[..., number], page, label=label)
+
+    shape = pages[0].shape if len(pages) == 1 else (*pages[0].shape, len(pages))
+    return _Picture(shape, pages[0].kept(label=label), fill, reader.doubt)
+
+
+def _png(file: BinaryIO, *, label: bool) -> _Picture:
+    """Pillow is given the chunks of the picture alone: texts, profiles and the like may unpack to anything."""
+    places: dict[bytes, list[tuple[int, int]]] = {}
+    kept: list[tuple[int, int]] = []
+    for kind, start, length in _chunks(file):
+        if kind not in places or kind == b"IDAT":
+            places.setdefault(kind, []).append((start, length))
+            if kind in (b"IHDR", b"PLTE", b"IDAT", b"IEND"):
+                kept.append((start - 8, length + 12))
+
+    def content(kind: bytes, most: int) -> bytes:
+        start, length = places.get(kind, [(0, 0)])[0]
+        return _bytes(file, start, min(length, most))
+
+    header, frames = content(b"IHDR", 13), int.from_bytes(content(b"acTL", 4), "big")
+    if len(header) < 13 or kept[0][0] != len(_PNG):
+        raise Refused("is damaged or cut short: its header is missing")
+    if frames > 1:
+        raise Refused(f"is a film of {frames} pictures; it must be a single one, or a TIFF of several pages")
+    size = int.from_bytes(header[:4], "big"), int.from_bytes(header[4:8], "big")
+    dtype = np.dtype("u2" if header[8] == 16 else "u1")
+
+    def clean() -> bytes:
+        return _PNG + b"".join(_bytes(file, *place) for place in kept)
+
+    return _by_pillow("PngImagePlugin", "PngImageFile", clean, size, dtype, content(b"eXIf", 2**20), label=label)
+
+
+def _jpeg(file: BinaryIO, *, label: bool) -> _Picture:
+    """Pillow is given the picture alone, without further ones, profiles and the like."""
+    if label:
+        raise Refused("is a JPEG, whose values are not exact; a label must be PNG, TIFF, .npy or NIfTI")
+    size, exif, kept = (0, 0), b"", [(0, 2)]
+    for marker, start, length in _segments(file):
+        if marker == 0xE1 and not exif and _bytes(file, start + 4, 6) == b"Exif\0\0":
+            exif = _bytes(file, start + 4, length - 4)
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            if size != (0, 0):
+                raise Refused("is damaged or cut short: it states its size twice")
+            frame = _bytes(file, start + 5, 4)
+            size = int.from_bytes(frame[2:4], "big"), int.from_bytes(frame[:2], "big")
+        if not (0xE1 <= marker <= 0xED or marker in (0xEF, 0xFE)):
+            kept.append((start, length))
+
+    def clean() -> bytes:
+        return b"".join(_bytes(file, *place) for place in kept)
+
+    return _by_pillow("JpegImagePlugin", "JpegImageFile", clean, size, np.dtype("u1"), exif, label=label)
+
+
+def _bytes(file: BinaryIO, start: int, length: int) -> bytes:
+    file.seek(start)
+    return file.read(max(length, 0))
+
+
+def _chunks(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
+    """Give kind, start of content and length of each chunk of a PNG; Pillow says what is wrong with the last."""
+    place = len(_PNG)
+    while len(head := _bytes(file, place, 8)) == 8:
+        kind, length = head[4:], int.from_bytes(head[:4], "big")
+        yield kind, place + 8, length
+        if kind == b"IEND":
+            return
+        place += length + 12
+
+
+def _segments(file: BinaryIO) -> Iterator[tuple[int, int, int]]:
+    """Give marker, start and length of each segment of a JPEG; the last is all from the first scan on."""
+    place, end = 2, file.seek(0, 2)
+    while place < end:
+        head = _bytes(file, place, 4)
+        marker = head[1] if len(head) == 4 and head[0] == 0xFF else -1
+        if marker == 0xDA:
+            yield marker, place, end - place
+            return
+        if marker in (-1, 0, 0xFF):  # what fills the space between segments
+            place += 1
+        elif marker == 0x01 or 0xD0 <= marker <= 0xD9:
+            place += 2
+        else:
+            length = 2 + int.from_bytes(head[2:], "big")
+            yield marker, place, length
+            place += length
+
+
+# --- what Pillow reads --------------------------------------------------------------------------------------
+
+
+def _by_pillow(
+    module: str,
+    kind: str,
+    clean: Callable[[], bytes],
+    size: tuple[int, int],
+    dtype: np.dtype[Any],
+    exif: bytes,
+    *,
+    label: bool,
+) -> _Picture:
+    """Describe a picture of some columns and rows that a class of Pillow reads; `open` would judge its size."""
+    if 0 in size:
+        raise Refused("is damaged or cut short: it has no pixels")
+    orientation = _orientation(exif)
+
+    def fill(out: Array) -> None:
+        stored = tiff.as_stored(out, orientation)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Pillow, about what does not matter here
+            with getattr(_pillow(module), kind)(BytesIO(clean())) as image:
+                if image.size != size:
+                    raise Refused("is damaged or cut short: it states its size twice")
+                tone = _index(image) if label else _tone(image)
+                image.load()
+                rows = max(1, _BLOCK_PIXELS // size[0])
+                for top in range(0, size[1], rows):
+                    part = image.crop((0, top, size[0], min(top + rows, size[1]))) if rows < size[1] else image
+                    stored[top : top + rows] = tone(np.asarray(part))
+
+    return _Picture(size if orientation > 4 else size[::-1], dtype, fill)
+
+
+def _orientation(exif: bytes) -> int:
+    """Return how a picture is to be turned for display, 1 to 8; 1 where that is missing or damaged."""
+    try:
+        return tiff.Reader(BytesIO(exif.removeprefix(b"Exif\0\0"))).orientation()
+    except Exception:  # viewers do not mind
+        return 1
+
+
+def _tone(image: Any) -> Callable[[Array], Array]:
+    """Return what makes the values of a picture grey, refusing what has colours or would lose precision."""
+    # Pillow gives these 8 bits a channel, whatever was stored
+    if image.mode in ("RGB", "RGBA", "LA") and any(";16" in str(tile[3]) for tile in image.tile):
+        raise Refused("has several channels of 16 bits; save it as a 16-bit grey picture")
+    if image.mode == "P":
+        return tiff.palette(np.array(image.getpalette("RGB") or [], np.uint8).reshape(-1, 3))
+    if image.mode not in (*_GREY, *_TONES):
+        raise Refused(f"is a picture of mode {image.mode}; it must be grey, with 8, 16 or 32 bits")
+    return _TONES.get(image.mode, lambda values: values)
+
+
+def _index(image: Any) -> Callable[[Array], Array]:
+    """Return what makes the values of a picture of labels those that are stored."""
+    if image.mode not in ("1", "P", *_GREY):
+        raise Refused(f"has colours (mode {image.mode}); a label is a picture of indices or of one channel")
+    spread = _SPREAD.get(str(image.tile[0][3]), 1) if image.tile else 1
+    return lambda values: values // spread if spread > 1 else values
+
+
+def _alike(values: Array) -> Array:
+    if not (values[..., :1] == values[..., :3]).all():
+        raise Refused("has colours; it must be grey, or red, green and blue alike")
+    return values[..., 0]
+
+
+_TONES: dict[str, Callable[[Array], Array]] = {
+    "1": lambda values: values * np.uint8(255),
+    "LA": lambda values: values[..., 0],
+    "RGB": _alike,
+    "RGBA": _alike,
+}
