@@ -36,7 +36,7 @@ class _Picture:
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
-    fill: Callable[[Array], None]
+    load: Callable[[], Array]
     doubt: str = ""
 
 
@@ -99,8 +99,7 @@ def _write(path: Path, images: list[Any]) -> None:
 
 def _read(path: Path, *, label: bool) -> Volume:
     with _opened(path, label=label) as picture:
-        data = np.zeros(picture.shape, picture.dtype)
-        picture.fill(data)
+        data = picture.load()
     if picture.doubt:
         warnings.warn(f"{path} {picture.doubt}", stacklevel=4)
     return Volume(data, None, None, str(path), picture=True)
@@ -124,17 +123,21 @@ def _opened(path: Path, *, label: bool) -> Iterator[_Picture]:
 def _tiff(file: BinaryIO, *, label: bool) -> _Picture:
     reader = tiff.Reader(file)
     pages = reader.pages()
-    for page in pages:
-        reader.check(page, label=label)
     if len({(page.shape, page.kept(label=label)) for page in pages}) > 1:
         raise Refused("has pages of different size or kind; those of a volume are alike")
 
-    def fill(out: Array) -> None:
-        for number, page in enumerate(pages):
-            reader.fill(out if len(pages) == 1 else out[..., number], page, label=label)
-
     shape = pages[0].shape if len(pages) == 1 else (*pages[0].shape, len(pages))
-    return _Picture(shape, pages[0].kept(label=label), fill, reader.doubt)
+    dtype = pages[0].kept(label=label)
+
+    def load() -> Array:
+        for page in pages:
+            reader.check(page, label=label)
+        data = np.zeros(shape, dtype)
+        for number, page in enumerate(pages):
+            reader.fill(data.reshape(*page.shape, -1)[..., number], page, label=label)
+        return data
+
+    return _Picture(shape, dtype, load, reader.doubt)
 
 
 def _png(file: BinaryIO, *, label: bool) -> _Picture:
@@ -239,9 +242,9 @@ def _by_pillow(
     if 0 in size:
         raise Refused("is damaged or cut short: it has no pixels")
     orientation = _orientation(exif)
+    shape = size if orientation > 4 else size[::-1]
 
-    def fill(out: Array) -> None:
-        stored = tiff.as_stored(out, orientation)
+    def load() -> Array:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Pillow, about what does not matter here
             with getattr(_pillow(module), kind)(BytesIO(clean())) as image:
@@ -249,12 +252,15 @@ def _by_pillow(
                     raise Refused("is damaged or cut short: it states its size twice")
                 tone = _index(image) if label else _tone(image)
                 image.load()
+                data = np.zeros(shape, dtype)
+                stored = tiff.as_stored(data, orientation)
                 rows = max(1, _BLOCK_PIXELS // size[0])
                 for top in range(0, size[1], rows):
                     part = image.crop((0, top, size[0], min(top + rows, size[1]))) if rows < size[1] else image
                     stored[top : top + rows] = tone(np.asarray(part))
+        return data
 
-    return _Picture(size if orientation > 4 else size[::-1], dtype, fill)
+    return _Picture(shape, dtype, load)
 
 
 def _orientation(exif: bytes) -> int:

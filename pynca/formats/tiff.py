@@ -200,11 +200,12 @@ class Reader:
         return self._stack([_checked(page) for page in whole])
 
     def check(self, page: Page, *, label: bool) -> None:
-        """Refuse a page that is no grey picture, or no label."""
+        """Refuse a page that is no grey picture, or no label, or lacks strips, before memory is taken for it."""
         if label:
             _check_label(page)
         else:
             _check_image(page, self._list(page, "extra", page.samples).tolist())
+        next(self._blocks(page))
 
     def fill(self, out: Array, page: Page, *, label: bool) -> None:
         """Write the grey values of a page, or its stored numbers, as displayed."""
@@ -247,6 +248,10 @@ class Reader:
             for n in np.flatnonzero(np.isin(entries["tag"], _WANTED))
         }
         numbers = {name: self._single(found.get(tag), default) for name, (tag, default) in _NUMBERS.items()}
+        for name in ("bits", "sample_format"):
+            values = self._values(found.get(_NUMBERS[name][0]), _MAX_SAMPLES)
+            if len(set(values.tolist())) > 1:
+                raise Refused("has channels of different kinds; it must be grey")
         if not 1 <= numbers["orientation"] <= 8:
             numbers["orientation"] = 1
         end = offset + width + count * entry
@@ -258,17 +263,15 @@ class Reader:
             return np.zeros(0, np.uint8)
         kind, count, where = place
         dtype = np.dtype(self._order + _TYPES[kind])
+        if count * dtype.itemsize > self._size:
+            raise Refused(f"is damaged or cut short: a tag has {count:,} values")
         room = 8 if self._big else 4
         offset = where if count * dtype.itemsize <= room else self._number(where, room)
         return np.frombuffer(self._at(offset, min(count, limit) * dtype.itemsize), dtype)
 
     def _single(self, place: Place | None, default: int) -> int:
-        values = self._values(place, 16)
-        if len(values) == 0:
-            return default
-        if (values != values[0]).any():
-            raise Refused("has channels of different kinds; it must be grey")
-        return int(values[0])
+        values = self._values(place, 1)
+        return int(values[0]) if len(values) else default
 
     def _list(self, page: Page, name: str, limit: int) -> Array:
         return self._values(page.lists.get(_LISTS[name]), limit)
@@ -460,9 +463,9 @@ def as_stored(out: Array, orientation: int) -> Array:
     """Return the view of a displayed picture that has rows and columns as a file stores them."""
     if orientation > 4:
         out = out.swapaxes(0, 1)
-    if orientation in (3, 4, 7, 8):
+    if orientation in (3, 4, 6, 7):
         out = out[::-1]
-    return out[:, ::-1] if orientation in (2, 3, 6, 7) else out
+    return out[:, ::-1] if orientation in (2, 3, 7, 8) else out
 
 
 def palette(colours: Array) -> Callable[[Array], Array]:
