@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import re
+import struct
 import threading
 import zlib
 from collections.abc import Callable, Iterator
@@ -73,7 +74,7 @@ _LISTS = {
     "tables": 347,
 }
 _COPIED = (292, 293, 530)  # options of fax and of colours in JPEG
-_WANTED = np.array([*(tag for tag, _ in _NUMBERS.values()), *_LISTS.values(), *_COPIED])
+_WANTED = {*(tag for tag, _ in _NUMBERS.values()), *_LISTS.values(), *_COPIED}
 
 _KINDS = {1: "u", 2: "i", 3: "f", 4: "u"}
 _BITS = {"u": (*range(1, 17), 32, 64), "i": (8, 16, 32, 64), "f": (16, 32, 64)}
@@ -169,6 +170,7 @@ class Reader:
         head = self._at(0, 4)
         self._order = "<" if head[:1] == b"I" else ">"
         self._big = b"+" in head
+        self._room = 8 if self._big else 4  # of a directory for values, or for the address of more
         if head not in MAGIC:
             raise Refused("is not a PNG, TIFF or JPEG picture")
         self.doubt = ""  # what a user should be told, as a sentence without subject
@@ -234,23 +236,21 @@ class Reader:
 
     def _directory(self, offset: int) -> tuple[dict[str, int], dict[int, Place], int, int]:
         """Read a directory: single numbers, where the lists are, the next directory, and its own length."""
-        width, entry, address = (8, 20, 8) if self._big else (2, 12, 4)
+        width, entry, address = (8, 20, self._room) if self._big else (2, 12, self._room)
         count = self._number(offset, width)
         if count > _MAX_TAGS:
             raise Refused(f"is damaged or cut short: a directory has {count:,} tags")
-        fields = [("tag", "u2"), ("type", "u2"), ("count", f"u{address}"), ("value", f"V{address}")]
-        dtype = np.dtype([(name, kind if kind[0] == "V" else self._order + kind) for name, kind in fields])
         content = self._at(offset + width, count * entry)
-        entries = np.frombuffer(content, dtype)
         starts = offset + width + entry - address
+        layout = f"{self._order}HH{'QQ' if self._big else 'II'}"
         found = {
-            int(entries["tag"][n]): (int(entries["type"][n]), int(entries["count"][n]), starts + int(n) * entry)
-            for n in np.flatnonzero(np.isin(entries["tag"], _WANTED))
+            tag: (kind, values, starts + n * entry)
+            for n, (tag, kind, values, _) in enumerate(struct.iter_unpack(layout, content))
+            if tag in _WANTED
         }
         numbers = {name: self._single(found.get(tag), default) for name, (tag, default) in _NUMBERS.items()}
         for name in ("bits", "sample_format"):
-            values = self._values(found.get(_NUMBERS[name][0]), _MAX_SAMPLES)
-            if len(set(values.tolist())) > 1:
+            if len(set(self._values(found.get(_NUMBERS[name][0]), _MAX_SAMPLES).tolist())) > 1:
                 raise Refused("has channels of different kinds; it must be grey")
         if not 1 <= numbers["orientation"] <= 8:
             numbers["orientation"] = 1
@@ -265,13 +265,16 @@ class Reader:
         dtype = np.dtype(self._order + _TYPES[kind])
         if count * dtype.itemsize > self._size:
             raise Refused(f"is damaged or cut short: a tag has {count:,} values")
-        room = 8 if self._big else 4
-        offset = where if count * dtype.itemsize <= room else self._number(where, room)
+        offset = where if count * dtype.itemsize <= self._room else self._number(where, self._room)
         return np.frombuffer(self._at(offset, min(count, limit) * dtype.itemsize), dtype)
 
     def _single(self, place: Place | None, default: int) -> int:
-        values = self._values(place, 1)
-        return int(values[0]) if len(values) else default
+        if place is None or place[0] not in _TYPES or place[1] == 0:
+            return default
+        kind, count, where = place
+        size = int(_TYPES[kind][1])
+        # most stand in the directory itself; NumPy would take longer than the rest of a page
+        return self._number(where, size) if count * size <= self._room else int(self._values(place, 1)[0])
 
     def _list(self, page: Page, name: str, limit: int) -> Array:
         return self._values(page.lists.get(_LISTS[name]), limit)
