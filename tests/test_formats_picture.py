@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import struct
+import subprocess
+import sys
+import tracemalloc
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import nibabel
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import pynca
+from picture_files import chunk, exif, png, tiff
 from pynca import volumes
+from pynca.formats import picture
 from support import DATA, random_model
 
 Image = pytest.importorskip("PIL.Image", reason="needs the extra image")
+ImageOps = pytest.importorskip("PIL.ImageOps", reason="needs the extra image")
 
 GREY = np.arange(60, dtype=np.uint8).reshape(6, 10) * 4
 LABELS = {1: "left ventricle", 7: "other"}
@@ -97,16 +108,7 @@ def test_refuses_pictures(tmp_path: Path) -> None:
 
 def test_refuses_sixteen_bits_in_colour_channels(tmp_path: Path) -> None:
     """Pillow would give eight of them."""
-    import struct
-    import zlib
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-    head = struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0)
-    body = zlib.compress(b"\0" + bytes(12))
-    parts = chunk(b"IHDR", head) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
-    (tmp_path / "x.png").write_bytes(b"\x89PNG\r\n\x1a\n" + parts)
+    (tmp_path / "x.png").write_bytes(png((2, 1), 16, 2, b"\0" + bytes(12)))
     with pytest.raises(ValueError, match="several channels of 16 bits; save it as a 16-bit grey picture"):
         volumes.read_volume(tmp_path / "x.png")
 
@@ -144,6 +146,206 @@ def test_spacing(tmp_path: Path) -> None:
         volumes.read_volume(tmp_path / "x.nii", spacing=1)
 
 
+# --- turned as displayed --------------------------------------------------------------------------------------
+
+TURNS: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
+    1: lambda stored: stored,
+    2: np.fliplr,
+    3: lambda stored: np.rot90(stored, 2),
+    4: np.flipud,
+    5: np.transpose,
+    6: lambda stored: np.rot90(stored, -1),
+    7: lambda stored: np.rot90(stored, 2).T,
+    8: np.rot90,
+}
+
+
+def save_turned(path: Path, stored: NDArray[np.uint8], orientation: int) -> None:
+    if path.suffix == ".tif":
+        path.write_bytes(tiff([stored], {274: ("u2", [orientation])}))
+        return
+    tags = Image.Exif()
+    tags[274] = orientation
+    Image.fromarray(stored).save(path, exif=tags.tobytes(), quality=100)
+
+
+@pytest.mark.parametrize("name", ["x.png", "x.jpg", "x.tif"])
+@pytest.mark.parametrize("orientation", TURNS)
+def test_pictures_are_turned_as_viewers_turn_them(name: str, orientation: int, tmp_path: Path) -> None:
+    path, stored = tmp_path / name, np.ascontiguousarray(GREY)
+    save_turned(path, stored, orientation)
+    displayed = TURNS[orientation](stored)
+    if name != "x.tif":  # which Pillow turns when it is read
+        with Image.open(path) as image:
+            assert ImageOps.exif_transpose(image).size[::-1] == displayed.shape
+    image, told = volumes.read_volume(path), picture.outline(path)
+    np.testing.assert_allclose(image.data.astype(int), displayed, atol=2 if name == "x.jpg" else 0)
+    assert told.data.shape == image.data.shape == displayed.shape
+    if name != "x.jpg":
+        np.testing.assert_array_equal(volumes.read_label(path).data, displayed, strict=True)
+    # the mask lies over the picture as it is displayed, and is not turned again
+    mask = (image.data > 99).astype(np.uint8)
+    volumes.save_mask(tmp_path / "m.png", mask, image, {1: "bright"})
+    np.testing.assert_array_equal(volumes.read_label(tmp_path / "m.png").data, mask, strict=True)
+
+
+@pytest.mark.parametrize("tag", [0, 9, 65535])
+def test_an_orientation_that_cannot_be_is_none(tag: int, tmp_path: Path) -> None:
+    rows = b"".join(b"\0" + row.tobytes() for row in GREY)
+    (tmp_path / "x.png").write_bytes(png((10, 6), 8, 0, rows, before=chunk(b"eXIf", exif(tag))))
+    np.testing.assert_array_equal(volumes.read_volume(tmp_path / "x.png").data, GREY, strict=True)
+    (tmp_path / "x.tif").write_bytes(tiff([GREY], {274: ("u2", [tag])}))
+    np.testing.assert_array_equal(volumes.read_volume(tmp_path / "x.tif").data, GREY, strict=True)
+
+
+def test_exif_may_follow_the_picture_and_may_be_damaged(tmp_path: Path) -> None:
+    rows = b"".join(b"\0" + row.tobytes() for row in GREY)
+    for content, expected in (
+        (exif(3), GREY[::-1, ::-1]),
+        (b"Exif\0\0" + exif(3), GREY[::-1, ::-1]),
+        (exif(3)[:12], GREY),
+        (b"", GREY),
+        (b"MM\0*" + bytes([255] * 40), GREY),
+    ):
+        (tmp_path / "x.png").write_bytes(png((10, 6), 8, 0, rows, after=chunk(b"eXIf", content)))
+        np.testing.assert_array_equal(volumes.read_volume(tmp_path / "x.png").data, expected, strict=True)
+
+
+def test_the_second_picture_of_a_phone(tmp_path: Path) -> None:
+    """A JPEG with a second one behind it, of depth or in another size, is its first."""
+    first, second = (Image.fromarray(values) for values in (GREY, GREY[:3]))
+    first.save(tmp_path / "x.jpg", format="MPO", save_all=True, append_images=[second], quality=100)
+    np.testing.assert_allclose(volumes.read_volume(tmp_path / "x.jpg").data.astype(int), GREY, atol=3)
+    with pytest.raises(ValueError, match="is a JPEG, whose values are not exact"):
+        volumes.read_label(tmp_path / "x.jpg")
+
+
+@pytest.mark.parametrize("options", [{"progressive": True}, {"optimize": True}, {"comment": b"x" * 999}])
+def test_jpegs_of_other_kinds(options: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "x.jpg"
+    Image.fromarray(GREY).save(path, quality=100, **options)
+    np.testing.assert_allclose(volumes.read_volume(path).data.astype(int), GREY, atol=2)
+    Image.fromarray(colour()).convert("CMYK").save(path)
+    with pytest.raises(ValueError, match=r"x\.jpg is a picture of mode CMYK; it must be grey"):
+        volumes.read_volume(path)
+
+
+# --- sizes ----------------------------------------------------------------------------------------------------
+
+
+def test_a_large_picture_is_no_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory is the limit, and pynca's to watch."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    for name in ("x.png", "x.tif", "x.jpg"):
+        Image.fromarray(GREY).save(tmp_path / name)
+        assert volumes.read_volume(tmp_path / name).data.shape == GREY.shape
+
+
+@pytest.mark.parametrize(("bits", "colour_type"), [(1, 0), (8, 0), (16, 0), (8, 2), (8, 3), (8, 6)])
+def test_an_outline_takes_no_memory(bits: int, colour_type: int, tmp_path: Path) -> None:
+    path = tmp_path / "x.png"
+    path.write_bytes(png((30000, 33000), bits, colour_type, b"\0" * 999, before=chunk(b"PLTE", bytes(768))))
+    tracemalloc.start()
+    told = picture.outline(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert told.data.shape == (33000, 30000)
+    assert told.data.nbytes == 990_000_000 * (2 if bits == 16 else 1)
+    assert told.picture
+    assert peak < 2**20
+
+
+def test_an_outline_of_a_jpeg(tmp_path: Path) -> None:
+    path = tmp_path / "x.jpg"
+    Image.fromarray(GREY).save(path)
+    content = bytearray(path.read_bytes())
+    place = content.index(b"\xff\xc0") + 5
+    content[place : place + 4] = b"\xff\xff\xff\xff"
+    path.write_bytes(content)
+    assert picture.outline(path).data.shape == (65535, 65535)
+    path.write_bytes(content[: place - 5] + content[place - 5 :][: 2 + 11] + content[place - 5 :])
+    with pytest.raises(ValueError, match=r"x\.jpg is damaged or cut short: it states its size twice"):
+        picture.outline(path)
+
+
+def test_texts_and_profiles_are_not_unpacked(tmp_path: Path) -> None:
+    rows = b"".join(b"\0" + row.tobytes() for row in GREY)
+    bomb = zlib.compress(bytes(2**24))
+    for kind, content in (
+        (b"iCCP", b"x\0\0" + bomb),
+        (b"zTXt", b"x\0\0" + bomb),
+        (b"iTXt", b"x\0\1\0\0\0" + bomb),
+        (b"zTXt", b"Raw profile type exif\0\0" + bomb),
+        (b"tEXt", b"x\0" + bytes(2**21)),
+        (b"gAMA", b"\0"),
+        (b"tRNS", b"\0\4"),
+    ):
+        (tmp_path / "x.png").write_bytes(png((10, 6), 8, 0, rows, before=chunk(kind, content) * 3))
+        tracemalloc.start()
+        data = volumes.read_volume(tmp_path / "x.png").data
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        np.testing.assert_array_equal(data, GREY, strict=True)
+        assert peak < 2**22
+
+
+def test_exif_that_unpacks_to_much(tmp_path: Path) -> None:
+    """Pillow keeps a copy of every value, here of the whole of EXIF for each of its tags."""
+    count = 5000
+    entries = b"".join(struct.pack(">HHII", 1000 + n, 1, 60000, 8) for n in range(count))
+    content = b"MM\0*" + struct.pack(">IH", 8, count) + entries + bytes(4)
+    Image.fromarray(GREY).save(tmp_path / "x.jpg", quality=100, exif=b"Exif\0\0" + content)
+    tracemalloc.start()
+    data = volumes.read_volume(tmp_path / "x.jpg").data
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    np.testing.assert_allclose(data.astype(int), GREY, atol=2)
+    assert peak < 2**22
+
+
+@pytest.mark.parametrize("name", ["x.png", "x.jpg"])
+@given(data=st.data())
+@settings(max_examples=100, deadline=None)
+def test_any_change_of_bytes_is_read_or_refused(
+    name: str, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    path = tmp_path_factory.getbasetemp() / name
+    save_turned(path, GREY, 6)
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(8, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(content[: data.draw(st.integers(1, len(content)))] if data.draw(st.booleans()) else content)
+    for reader in (picture.outline, picture.read, picture.read_label):
+        said = ""
+        try:
+            if picture.outline(path).data.nbytes < 2**26:
+                reader(path)
+        except ValueError as problem:
+            said = str(problem).removeprefix(f"{path} ")
+        assert len(said) < 250
+        assert str(path) not in said
+
+
+@given(st.data())
+@settings(max_examples=40, deadline=None)
+def test_a_mask_reads_back_as_it_was(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    folder = tmp_path_factory.getbasetemp()
+    pages = data.draw(st.integers(1, 4))
+    rows, columns = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 40))
+    seed = data.draw(st.integers(0, 2**32 - 1))
+    mask = np.random.default_rng(seed).integers(0, 256, (pages, rows, columns), np.uint8)
+    for name in ("mask.tif", "mask.png")[: 2 if pages == 1 else 1]:
+        picture.write_mask(folder / name, mask)
+        expected = mask[0] if pages == 1 else np.moveaxis(mask, 0, 2)
+        np.testing.assert_array_equal(picture.read_label(folder / name).data, expected, strict=True)
+
+
+def test_pillow_is_imported_when_it_is_needed(tmp_path: Path) -> None:
+    (tmp_path / "x.tif").write_bytes(tiff([GREY], deflate=True))
+    code = "import sys, pynca.volumes as v; v.read_volume(sys.argv[1]); sys.exit('PIL' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "x.tif")], check=True, cwd=tmp_path)
+
+
 # --- labels -------------------------------------------------------------------------------------------------
 
 
@@ -165,16 +367,8 @@ def test_labels_are_read_by_index(tmp_path: Path) -> None:
 
 def test_few_bits_of_grey_are_labels_too(tmp_path: Path) -> None:
     """Pillow spreads two and four bits over eight."""
-    import struct
-    import zlib
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
     for bits, row in ((2, b"\x1b"), (4, b"\x01\x23")):
-        head = struct.pack(">IIBBBBB", 4, 1, bits, 0, 0, 0, 0)
-        parts = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0" + row)) + chunk(b"IEND", b"")
-        (tmp_path / "x.png").write_bytes(b"\x89PNG\r\n\x1a\n" + parts)
+        (tmp_path / "x.png").write_bytes(png((4, 1), bits, 0, b"\0" + row))
         np.testing.assert_array_equal(volumes.read_label(tmp_path / "x.png").data, [[0, 1, 2, 3]])
 
 
