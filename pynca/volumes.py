@@ -106,8 +106,9 @@ def read_volume(
     ----------
     source : str, path-like or nibabel image
         A NIfTI file in one piece, gzipped or not, or any of nibabel's spatial images; a folder with a DICOM series or
-        one of its files, which stands for the whole series; a grey PNG, TIFF (its pages are slices) or JPEG; a
-        ``.npy`` array of two or three axes. Scaling is applied: NIfTI's, DICOM's rescale slope and intercept.
+        one of its files, which stands for the whole series; a grey PNG, TIFF (its pages are slices) or JPEG, turned as
+        viewers display it; a ``.npy`` array of two or three axes. Scaling is applied: NIfTI's, DICOM's rescale slope
+        and intercept.
     volume : int or "all", optional
         Which volume of a NIfTI file with four axes, counted from 0; "all" gives data with four axes.
     spacing : float or sequence of float, optional
@@ -135,7 +136,8 @@ def read_volume(
     Warns
     -----
     UserWarning
-        A NIfTI header does not say where the voxels are, or says it twice and differently; or the gantry was tilted.
+        A NIfTI header does not say where the voxels are, or says it twice and differently; or the gantry was tilted;
+        or a TIFF says that its pages are channels or time points.
     """
     which = volume if volume is None or volume == "all" else operator.index(volume)
     if not isinstance(source, (str, os.PathLike)):
@@ -194,7 +196,8 @@ def read_label(path: str | os.PathLike[str]) -> Volume:
     Parameters
     ----------
     path : str or path-like
-        NIfTI, PNG, TIFF or ``.npy``. Pictures are read by the index into their palette, never by its colours.
+        NIfTI, PNG, TIFF or ``.npy``. Pictures are read by the index into their palette, never by its colours, and
+        TIFF as stored, also where it says that zero is white; turned as displayed.
 
     Returns
     -------

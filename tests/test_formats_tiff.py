@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import tracemalloc
 import warnings
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +174,45 @@ def test_jpeg_in_tiff(mode: str, tmp_path: Path) -> None:
     assert "is compressed as JPEG, whose values are not exact" in refusal(tmp_path, content, label=True)
 
 
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_jpeg_in_tiles_with_common_tables(mode: str, tmp_path: Path) -> None:
+    """As whole-slide scanners write it."""
+
+    def encode(part: Array, streamtype: int = 2) -> bytes:
+        stream = BytesIO()
+        Image.fromarray(part.squeeze()).save(stream, "JPEG", quality=95, subsampling=0, streamtype=streamtype)
+        return stream.getvalue()
+
+    smooth = np.add.outer(np.arange(70), np.arange(90)).astype(np.uint8)
+    page = np.asarray(Image.fromarray(smooth).convert(mode))
+    tags: Tags = {259: ("u2", [7]), 347: ("u1", list(encode(page, 1))), 262: ("u2", [1 if mode == "L" else 6])}
+    content = tiff([page, page[::-1]], tags, tile=(32, 32), encode=encode)
+    np.testing.assert_allclose(read(tmp_path, content).astype(int), np.dstack([smooth, smooth[::-1]]), atol=4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("samples", [1, 3])
+def test_differences(kind: str, order: str, samples: int, tmp_path: Path) -> None:
+    """Predictor 2 of whole numbers, predictor 3 of others."""
+
+    def encode(part: Array) -> bytes:
+        if kind[0] == "f":
+            planes = part.astype(f">{kind}").view(np.uint8).reshape(len(part), -1, part.itemsize).swapaxes(1, 2)
+            return differences(planes.reshape(len(part), -1, samples)).tobytes()
+        return differences(part).astype(f"{order}{kind}").tobytes()
+
+    def differences(values: Array) -> Array:
+        return np.concatenate([values[:, :1], values[:, 1:] - values[:, :-1]], axis=1)
+
+    grey = noise(kind)
+    page = np.dstack([grey] * samples)
+    content = tiff(
+        [page], {317: ("u2", [3 if kind[0] == "f" else 2])}, order=order, rows=9, deflate=True, encode=encode
+    )
+    np.testing.assert_array_equal(read(tmp_path, content), grey, strict=True)
+
+
 def test_what_libtiff_says_does_not_reach_the_user(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     Image.fromarray(noise("u1", (64, 64))).save(tmp_path / "x.tif", compression="tiff_lzw")
     content = bytearray((tmp_path / "x.tif").read_bytes())
@@ -238,6 +278,7 @@ def test_palettes(bits: int, tmp_path: Path) -> None:
         ({339: ("u2", [6])}, "holds complex numbers; it must hold one real number per pixel"),
         ({258: ("u2", [24])}, "holds whole numbers of 24 bits; save it with 8, 16 or 32 bits"),
         ({258: ("u2", [8, 16])}, "has channels of different kinds; it must be grey"),
+        ({259: ("u2", [7]), 258: ("u2", [12])}, "has 12 bits compressed by TIFF method 7; save it uncompressed, or by"),
         ({259: ("u2", [34712])}, "is compressed by TIFF method 34712; save it uncompressed, or by LZW or Deflate"),
     ],
 )
@@ -413,7 +454,7 @@ def test_impossible_directories(tags: Tags, big: bool, tmp_path: Path, capfd: py
     message = refusal(tmp_path, content)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert message.startswith("is damaged or cut short") or "bits; save it with" in message or "channels" in message
+    assert message.startswith("is damaged or cut short") or "; save it " in message or "channels" in message
     assert len(message) < 200
     assert peak < 2**24
     assert capfd.readouterr().err == ""

@@ -430,7 +430,8 @@ def _checked(page: Page) -> Page:
     if (page.compression in _FAX and not fits_fax) or (
         page.compression == _JPEG and not (fits_jpeg and page.bits == 8)
     ):
-        raise Refused(f"is damaged or cut short: its compression does not go with {page.bits} bits")
+        method = f"{page.bits} bits compressed by TIFF method {page.compression}"
+        raise Refused(f"has {method}; save it uncompressed, or by LZW or Deflate")
     predictor = page.predictor if page.compression in (*_DEFLATE, *_BYTES) else 1  # only these codecs have one
     if (predictor == 2 and page.bits not in (8, 16, 32, 64)) or (predictor == 3 and kind != "f"):
         raise Refused(f"is damaged or cut short: predictor {predictor} does not go with {page.bits} bits")
