@@ -289,6 +289,20 @@ def test_texts_and_profiles_are_not_unpacked(tmp_path: Path) -> None:
         assert peak < 2**22
 
 
+def test_what_fills_a_file_is_passed_over(tmp_path: Path) -> None:
+    """Any number of 0xFF before a marker, and of chunks without content."""
+    Image.fromarray(GREY).save(tmp_path / "x.jpg", quality=100)
+    content = (tmp_path / "x.jpg").read_bytes()
+    (tmp_path / "x.jpg").write_bytes(content[:2] + b"\xff" * 10**6 + content[2:])
+    np.testing.assert_allclose(volumes.read_volume(tmp_path / "x.jpg").data.astype(int), GREY, atol=2)
+    (tmp_path / "x.jpg").write_bytes(content[:2] + b"?" * 10**6 + content[2:])
+    with pytest.raises(ValueError, match=r"x\.jpg is damaged or cut short"):
+        volumes.read_volume(tmp_path / "x.jpg")
+    rows = b"".join(b"\0" + row.tobytes() for row in GREY)
+    (tmp_path / "x.png").write_bytes(png((10, 6), 8, 0, rows, before=chunk(b"IDAT", b"") * 10**4))
+    np.testing.assert_array_equal(volumes.read_volume(tmp_path / "x.png").data, GREY, strict=True)
+
+
 def test_exif_that_unpacks_to_much(tmp_path: Path) -> None:
     """Pillow keeps a copy of every value, here of the whole of EXIF for each of its tags."""
     count = 5000

@@ -278,6 +278,7 @@ def test_palettes(bits: int, tmp_path: Path) -> None:
         ({339: ("u2", [6])}, "holds complex numbers; it must hold one real number per pixel"),
         ({258: ("u2", [24])}, "holds whole numbers of 24 bits; save it with 8, 16 or 32 bits"),
         ({258: ("u2", [8, 16])}, "has channels of different kinds; it must be grey"),
+        ({277: ("u2", [17])}, "has 17 channels; save the one that is meant as a grey picture"),
         ({259: ("u2", [7]), 258: ("u2", [12])}, "has 12 bits compressed by TIFF method 7; save it uncompressed, or by"),
         ({259: ("u2", [34712])}, "is compressed by TIFF method 34712; save it uncompressed, or by LZW or Deflate"),
     ],

@@ -142,16 +142,16 @@ def _tiff(file: BinaryIO, *, label: bool) -> _Picture:
 
 def _png(file: BinaryIO, *, label: bool) -> _Picture:
     """Pillow is given the chunks of the picture alone: texts, profiles and the like may unpack to anything."""
-    places: dict[bytes, list[tuple[int, int]]] = {}
-    kept: list[tuple[int, int]] = []
+    places: dict[bytes, tuple[int, int]] = {}
+    kept: list[tuple[int, int]] = []  # stretches of the file
     for kind, start, length in _chunks(file):
-        if kind not in places or kind == b"IDAT":
-            places.setdefault(kind, []).append((start, length))
-            if kind in (b"IHDR", b"PLTE", b"IDAT", b"IEND"):
-                kept.append((start - 8, length + 12))
+        if kind in (b"IHDR", b"PLTE", b"IDAT", b"IEND", b"acTL", b"eXIf"):
+            first = places.setdefault(kind, (start, length)) == (start, length)
+            if kind == b"IDAT" or (first and kind not in (b"acTL", b"eXIf")):
+                _keep(kept, start - 8, length + 12)
 
     def content(kind: bytes, most: int) -> bytes:
-        start, length = places.get(kind, [(0, 0)])[0]
+        start, length = places.get(kind, (0, 0))
         return _bytes(file, start, min(length, most))
 
     header, frames = content(b"IHDR", 13), int.from_bytes(content(b"acTL", 4), "big")
@@ -182,7 +182,7 @@ def _jpeg(file: BinaryIO, *, label: bool) -> _Picture:
             frame = _bytes(file, start + 5, 4)
             size = int.from_bytes(frame[2:4], "big"), int.from_bytes(frame[:2], "big")
         if not (0xE1 <= marker <= 0xED or marker in (0xEF, 0xFE)):
-            kept.append((start, length))
+            _keep(kept, start, length)
 
     def clean() -> bytes:
         return b"".join(_bytes(file, *place) for place in kept)
@@ -193,6 +193,13 @@ def _jpeg(file: BinaryIO, *, label: bool) -> _Picture:
 def _bytes(file: BinaryIO, start: int, length: int) -> bytes:
     file.seek(start)
     return file.read(max(length, 0))
+
+
+def _keep(stretches: list[tuple[int, int]], start: int, length: int) -> None:
+    """Add a stretch to others, or make the last one longer."""
+    if stretches and sum(stretches[-1]) == start:
+        start, length = stretches[-1][0], stretches.pop()[1] + length
+    stretches.append((start, length))
 
 
 def _chunks(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
@@ -210,19 +217,18 @@ def _segments(file: BinaryIO) -> Iterator[tuple[int, int, int]]:
     """Give marker, start and length of each segment of a JPEG; the last is all from the first scan on."""
     place, end = 2, file.seek(0, 2)
     while place < end:
-        head = _bytes(file, place, 4)
-        marker = head[1] if len(head) == 4 and head[0] == 0xFF else -1
-        if marker == 0xDA:
-            yield marker, place, end - place
+        head = _bytes(file, place, 2**12)
+        filling = len(head) - len(head.lstrip(b"\xff"))
+        if filling > 1:  # any number of them may stand before a marker
+            place += filling - 1
+            continue
+        marker = head[1] if filling and len(head) > 3 else 0
+        if marker in (0, 0xDA):  # or what Pillow will refuse
+            yield 0xDA, place, end - place
             return
-        if marker in (-1, 0, 0xFF):  # what fills the space between segments
-            place += 1
-        elif marker == 0x01 or 0xD0 <= marker <= 0xD9:
-            place += 2
-        else:
-            length = 2 + int.from_bytes(head[2:], "big")
-            yield marker, place, length
-            place += length
+        length = 2 if marker == 0x01 or 0xD0 <= marker <= 0xD9 else 2 + int.from_bytes(head[2:4], "big")
+        yield marker, place, length
+        place += length
 
 
 # --- what Pillow reads --------------------------------------------------------------------------------------

@@ -27,24 +27,17 @@ MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 MAX_PAGES = 65535
 _MAX_TAGS = 65535
 _MAX_SIDE = 2**31 - 1
-_MAX_SAMPLES = 65535
+_MAX_SAMPLES = 16  # so that a page unpacks to no more than so many times its grey
 _BLOCK_BYTES = 2**22  # rows are turned into numbers so many bytes at a time
 _TILE_PIXELS = 2**24  # a tile may be larger than the page, but not without limit
 
-_TYPES = {
-    1: "u1",
-    2: "u1",
-    3: "u2",
-    4: "u4",
-    6: "i1",
-    7: "u1",
-    8: "i2",
-    9: "i4",
-    13: "u4",
-    16: "u8",
-    17: "i8",
-    18: "u8",
-}
+_TYPES = dict(
+    zip(
+        (1, 2, 3, 4, 6, 7, 8, 9, 13, 16, 17, 18),
+        ("u1", "u1", "u2", "u4", "i1", "u1", "i2", "i4", "u4", "u8", "i8", "u8"),
+        strict=True,
+    )
+)
 _NUMBERS = {  # tag, and what holds without it
     "subfile": (254, 0),
     "old_subfile": (255, 1),
@@ -87,6 +80,12 @@ _DEFLATE = (8, 32946)
 _FAX = (2, 3, 4)
 _BYTES = (5, 32773, 34925, 50000)  # LZW, PackBits, LZMA, Zstandard
 _REVERSED = bytes(int(f"{n:08b}"[::-1], 2) for n in range(256))
+
+_AXES = {  # of a stack, as messages, ImageJ and OME call them
+    "channels": ("channels", "SizeC"),
+    "slices": ("slices", "SizeZ"),
+    "time points": ("frames", "SizeT"),
+}
 
 Array = NDArray[Any]
 Place = tuple[int, int, int]  # of a tag: type, count, and where the value or its address stands
@@ -339,6 +338,7 @@ class Reader:
             yield top + row, self._parsed(page, content, count, columns)
 
     def _unpacked(self, page: Page, where: tuple[int, int], rows: int) -> Any:
+        """Return all rows of a strip or tile as bytes or an array of them."""
         content = self._at(*where)
         if page.fill_order == 2 and page.compression != _JPEG:
             content = content.translate(_REVERSED)
@@ -382,6 +382,7 @@ class Reader:
             return np.asarray(image)
 
     def _parsed(self, page: Page, content: Any, rows: int, columns: int) -> Array:
+        """Return unpacked rows as numbers (row, column, sample)."""
         samples = page.interleaved
         if page.bits not in (8, 16, 32, 64):
             return _few_bits(np.frombuffer(content, np.uint8).reshape(rows, -1), page.bits, columns, samples)
@@ -417,7 +418,9 @@ def _checked(page: Page) -> Page:
         raise Refused(f"is damaged or cut short: a page has {page.width} columns and {page.height} rows")
     if page.tiled and page.tile_width * page.tile_height > max(4 * page.width * page.height, _TILE_PIXELS):
         raise Refused(f"is damaged or cut short: its tiles have {page.tile_width} x {page.tile_height} pixels")
-    if not 0 < page.samples <= _MAX_SAMPLES or page.planar not in (1, 2) or page.predictor not in (1, 2, 3):
+    if page.samples > _MAX_SAMPLES:
+        raise Refused(f"has {page.samples} channels; save the one that is meant as a grey picture")
+    if page.samples < 1 or page.planar not in (1, 2) or page.predictor not in (1, 2, 3):
         raise Refused("is damaged or cut short: its directory has impossible values")
     if page.sample_format not in _KINDS:
         raise Refused("holds complex numbers; it must hold one real number per pixel")
@@ -426,10 +429,11 @@ def _checked(page: Page) -> Page:
         raise Refused(f"holds {_NAMES[kind]} of {page.bits} bits; save it with 8, 16 or 32 bits")
     if page.compression not in (_NONE, _JPEG, *_DEFLATE, *_FAX, *_BYTES):
         raise Refused(f"is compressed by TIFF method {page.compression}; save it uncompressed, or by LZW or Deflate")
-    fits_fax, fits_jpeg = (page.bits, page.samples) == (1, 1), page.dtype == np.uint8 and page.interleaved in (1, 3)
-    if (page.compression in _FAX and not fits_fax) or (
-        page.compression == _JPEG and not (fits_jpeg and page.bits == 8)
-    ):
+    fits = {
+        **dict.fromkeys(_FAX, (page.bits, page.samples) == (1, 1)),
+        _JPEG: (kind, page.bits) == ("u", 8) and page.interleaved in (1, 3),
+    }
+    if not fits.get(page.compression, True):
         method = f"{page.bits} bits compressed by TIFF method {page.compression}"
         raise Refused(f"has {method}; save it uncompressed, or by LZW or Deflate")
     predictor = page.predictor if page.compression in (*_DEFLATE, *_BYTES) else 1  # only these codecs have one
@@ -448,9 +452,8 @@ def _check_image(page: Page, extra: list[int]) -> None:
         raise Refused(f"is a picture of mode {mode}; it must be grey, with 8, 16 or 32 bits")
     if page.photometric == _RGB and page.samples < 3:
         raise Refused("is damaged or cut short: its colours are missing")
-    if page.photometric != _RGB and any(
-        kind not in _ALPHA for kind in (extra + [0] * page.samples)[: page.samples - 1]
-    ):
+    alpha = sum(kind in _ALPHA for kind in extra)
+    if page.photometric != _RGB and alpha < page.samples - 1:
         raise Refused(f"has {page.samples} channels; save the one that is meant as a grey picture")
 
 
@@ -520,20 +523,17 @@ def _listed(text: str, name: str) -> int:
 def _axes(text: str, samples: int) -> dict[str, int]:
     """Read from a description how many channels, slices and time points there are."""
     if text.startswith("ImageJ="):
-        return {name: _listed(text, key) for name, key in _AXES.items()}
+        return {name: _listed(text, key) for name, (key, _) in _AXES.items()}
     pixels = re.findall(r"<(?:\w+:)?Pixels\b[^>]*>", text) if "<OME" in text[:4096] or ":OME" in text[:4096] else []
     sizes = {
         name: int(found[1])
         for pixel in pixels[:1]
-        for name, key in (("channels", "SizeC"), ("slices", "SizeZ"), ("time points", "SizeT"))
+        for name, (_, key) in _AXES.items()
         if (found := re.search(rf'\b{key}="([0-9]{{1,9}})"', pixel))
     }
     if samples > 1 and "channels" in sizes:
         sizes["channels"] //= samples
     return {**sizes, "images": len(pixels)}
-
-
-_AXES = {"channels": "channels", "slices": "slices", "time points": "frames"}
 
 
 def _file_of(tags: dict[int, tuple[int, Any]], content: bytes) -> bytes:
