@@ -295,7 +295,7 @@ def test_what_fills_a_file_is_passed_over(tmp_path: Path) -> None:
     content = (tmp_path / "x.jpg").read_bytes()
     (tmp_path / "x.jpg").write_bytes(content[:2] + b"\xff" * 10**6 + content[2:])
     np.testing.assert_allclose(volumes.read_volume(tmp_path / "x.jpg").data.astype(int), GREY, atol=2)
-    (tmp_path / "x.jpg").write_bytes(content[:2] + b"?" * 10**6 + content[2:])
+    (tmp_path / "x.jpg").write_bytes(content[:20] + b"?" * 10**6 + content[20:])
     with pytest.raises(ValueError, match=r"x\.jpg is damaged or cut short"):
         volumes.read_volume(tmp_path / "x.jpg")
     rows = b"".join(b"\0" + row.tobytes() for row in GREY)
