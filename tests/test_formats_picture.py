@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import struct
-import subprocess
-import sys
 import tracemalloc
 import zlib
 from collections.abc import Callable
@@ -352,12 +350,6 @@ def test_a_mask_reads_back_as_it_was(tmp_path_factory: pytest.TempPathFactory, d
         picture.write_mask(folder / name, mask)
         expected = mask[0] if pages == 1 else np.moveaxis(mask, 0, 2)
         np.testing.assert_array_equal(picture.read_label(folder / name).data, expected, strict=True)
-
-
-def test_pillow_is_imported_when_it_is_needed(tmp_path: Path) -> None:
-    (tmp_path / "x.tif").write_bytes(tiff([GREY], deflate=True))
-    code = "import sys, pynca.volumes as v; v.read_volume(sys.argv[1]); sys.exit('PIL' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code, str(tmp_path / "x.tif")], check=True, cwd=tmp_path)
 
 
 # --- labels -------------------------------------------------------------------------------------------------

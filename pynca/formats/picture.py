@@ -108,6 +108,7 @@ def _read(path: Path, *, label: bool) -> Volume:
 @contextmanager
 def _opened(path: Path, *, label: bool) -> Iterator[_Picture]:
     """Open a picture, whose content says what it is; what fails while it is open is said of it."""
+    _pillow()  # also where a TIFF could do without, so that what is missing does not depend on the file
     with open(path, "rb") as file, about(path), parsing():
         head = file.read(8)
         if head == _PNG:
