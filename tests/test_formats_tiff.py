@@ -402,6 +402,17 @@ def test_pages_that_share_a_strip_are_told_before_they_are_unpacked(tmp_path: Pa
     assert peak < 2**20
 
 
+@pytest.mark.parametrize("layout", [{}, {"deflate": True}, {"tile": (64, 64)}])
+def test_pages_are_held_once(layout: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "x.tif").write_bytes(tiff([np.full((256, 256), n, np.uint16) for n in range(64)], **layout))
+    tracemalloc.start()
+    data = picture.read(tmp_path / "x.tif").data
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert data.shape == (256, 256, 64)
+    assert peak < 1.1 * data.nbytes
+
+
 def test_directories_that_have_no_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content = bytearray(tiff([GREY, GREY]))
     content[-4:] = content[4:8]

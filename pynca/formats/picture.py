@@ -86,14 +86,6 @@ def _pillow(module: str = "Image") -> Any:
     return optional(f"PIL.{module}", "image", "a picture")
 
 
-def _write(path: Path, images: list[Any]) -> None:
-    with atomic_path(path) as temporary:
-        if path.suffix.lower() in PAGED:
-            images[0].save(temporary, format="TIFF", save_all=True, append_images=images[1:])
-        else:
-            images[0].save(temporary, format="PNG")
-
-
 # --- reading ------------------------------------------------------------------------------------------------
 
 
@@ -310,3 +302,14 @@ _TONES: dict[str, Callable[[Array], Array]] = {
     "RGB": _alike,
     "RGBA": _alike,
 }
+
+
+# --- writing ------------------------------------------------------------------------------------------------
+
+
+def _write(path: Path, images: list[Any]) -> None:
+    with atomic_path(path) as temporary:
+        if path.suffix.lower() in PAGED:
+            images[0].save(temporary, format="TIFF", save_all=True, append_images=images[1:])
+        else:
+            images[0].save(temporary, format="PNG")
