@@ -86,7 +86,13 @@ def run(arguments: argparse.Namespace) -> int:
         cases = find_cases(arguments.images, arguments.labels).cases
         if arguments.leave_out is not None:
             left_out = only(cases, arguments.leave_out)
-            cases = [case for case in cases if case not in left_out]
+            kept = [case for case in cases if case not in left_out]
+            if len(kept) < 2:
+                raise ValueError(
+                    f"{arguments.leave_out} leaves {len(kept)} of {len(cases)} cases to calibrate on; there must be at "
+                    "least 2"
+                )
+            cases = kept
     except (ValueError, OSError) as error:
         raise WrongUse(sentence(error)) from None
     model = load_model(arguments.model)

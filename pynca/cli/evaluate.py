@@ -86,6 +86,8 @@ def run(arguments: argparse.Namespace) -> int:
                 bar.erase()
                 fail(error, FAILED, case.image)
             bar.advance()
+    if not scores:
+        return fail(f"no case of {len(cases)} could be measured", FAILED)
     if arguments.output is not None:
         write_csv(arguments.output, scores)
     print(table(scores))
