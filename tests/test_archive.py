@@ -214,7 +214,7 @@ def test_parameters_metadata_and_other_values(read):
     assert list(read(archive(program(pickled)))) == ["a"]
 
 
-@pytest.mark.parametrize("wrapper", ["state_dict", "model_state_dict", "model"])
+@pytest.mark.parametrize("wrapper", ["state_dict", "model_state_dict", "model", "ema", "model_ema"])
 def test_wrapped_state_dicts(read, wrapper):
     inner = mapping({"a": tensor()})
     optimizer = mapping({}) + b"(" + number(0) + b"}u"
@@ -222,12 +222,42 @@ def test_wrapped_state_dicts(read, wrapper):
     assert list(read(archive(program(pickled)))) == ["a"]
 
 
-def test_module_prefix_is_removed_only_where_uniform(read):
-    two = {"0": SIX, "1": SIX}
-    both = mapping({"module.a": tensor(), "module.b": tensor(of=storage("1"))})
-    assert list(read(archive(program(both), two))) == ["a", "b"]
-    one = mapping({"module.a": tensor(), "b": tensor(of=storage("1"))})
-    assert list(read(archive(program(one), two))) == ["module.a", "b"]
+def two_named(a: str, b: str) -> bytes:
+    return archive(program(mapping({a: tensor(), b: tensor(of=storage("1"))})), {"0": SIX, "1": SIX})
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        ("module.a", "module.b"),
+        ("_orig_mod.a", "_orig_mod.b"),
+        ("module._orig_mod.a", "module._orig_mod.b"),
+        ("_orig_mod.module.a", "_orig_mod.module.b"),
+        ("module.module.a", "module.module.b"),
+    ],
+)
+def test_prefixes_of_wrappers_are_removed(read, a, b):
+    assert list(read(two_named(a, b))) == ["a", "b"]
+
+
+def test_a_compiled_part_and_averaged_weights(read):
+    assert list(read(two_named("fc0._orig_mod.weight", "fc1.weight"))) == ["fc0.weight", "fc1.weight"]
+    assert list(read(two_named("n_averaged", "module.a"))) == ["a"]
+    assert list(read(two_named("n_averaged", "a"))) == ["n_averaged", "a"]
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "sentence"),
+    [
+        ("module.a", "b", "some of its tensors have the prefix module. and 'b' has not"),
+        ("b", "_orig_mod.a", "some of its tensors have the prefix _orig_mod. and 'b' has not"),
+        ("module.a", "_orig_mod.b", "some of its tensors have the prefix module. and '_orig_mod.b' has not"),
+        ("module._orig_mod.a", "module.b", "some of its tensors have the prefix _orig_mod. and 'b' has not"),
+        ("a.b", "a._orig_mod.b", "two of its tensors have one name without _orig_mod"),
+    ],
+)
+def test_prefixes_of_some_tensors_are_refused(refuse, a, b, sentence):
+    assert sentence in refuse(two_named(a, b))
 
 
 def test_little_endian_record_and_any_root(read):

@@ -332,6 +332,18 @@ def test_one_file_is_a_single_level(file):
         assert (level.scale, level.steps, level.rule.fire_rate) == (1, 7, 0.75)
 
 
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+def test_weights_of_a_wrapped_model(file, prefix):
+    (level,) = import_checkpoint(file({prefix + name: w for name, w in conv_weights().items()}), **OPTIONS).levels
+    assert same_weights(level.rule, conv_weights())
+
+
+def test_weights_of_a_model_wrapped_in_part_are_refused(file):
+    weights = {("_orig_mod." if name.startswith("fc") else "") + name: w for name, w in conv_weights().items()}
+    with pytest.raises(ValueError, match=r"model0\.pth: some of its tensors have the prefix _orig_mod\. and 'p0"):
+        import_checkpoint(file(weights), **OPTIONS)
+
+
 def test_two_files_are_coarse_and_fine(file):
     files = [file(sobel_weights(seed=1), "a.pth"), file(sobel_weights(seed=2), "b.pth")]
     model = import_checkpoint(files, **OPTIONS, input_channels=2)

@@ -91,7 +91,10 @@ _GLOBALS = {
     *_STORAGE_TYPES,
 }
 
-_WRAPPERS = ("state_dict", "model_state_dict", "model")
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "ema", "ema_state_dict", "model_ema", "state_dict_ema")
+# What wraps a model puts its own name in front of all names: DataParallel and AveragedModel, torch.compile.
+_PREFIXES = ("module.", "_orig_mod.")
+_AVERAGED = "n_averaged"  # the number of models in an AveragedModel, which stands beside its ``module.``
 
 
 def read_state_dict(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
@@ -104,8 +107,9 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
     ----------
     path : str or path-like
         A zip archive of ``torch.save`` (PyTorch 1.6 or newer, at most 256 MiB) that holds a dict of
-        tensors, or one under ``"state_dict"``, ``"model_state_dict"`` or ``"model"``. A prefix ``module.``
-        that all names share is removed. Values that are not tensors are left out.
+        tensors, or one under ``"state_dict"``, ``"model_state_dict"``, ``"model"`` or ``"ema"``. The prefixes
+        ``module.`` and ``_orig_mod.`` of all names are removed, also several of them; a prefix of some is refused.
+        Values that are not tensors are left out.
 
     Returns
     -------
@@ -316,7 +320,7 @@ def _check_storage(storage: _Storage, archive: _Archive) -> None:
 
 
 def _named_tensors(top: object) -> dict[str, _Tensor]:
-    """Find the state dict in what the pickle describes and drop a uniform ``module.`` prefix."""
+    """Find the state dict in what the pickle describes, and name its tensors as the model itself does."""
     if not isinstance(top, dict):
         raise _Refusal("it holds no dict of tensors; save model.state_dict()")
     wrappers = [key for key in _WRAPPERS if isinstance(top.get(key), dict)]
@@ -331,9 +335,26 @@ def _named_tensors(top: object) -> dict[str, _Tensor]:
     # Names go into messages, so they must be short and free of a terminal's control characters.
     if not all(isinstance(name, str) and name.isprintable() and len(name) <= _MAX_NAME for name in tensors):
         raise _Refusal(f"a tensor in it is not named by up to {_MAX_NAME} printable characters")
-    if all(name.startswith("module.") for name in tensors):
-        tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
-    return tensors
+    if any(name.startswith("module.") for name in tensors):
+        tensors.pop(_AVERAGED, None)
+    return {bare: tensors[name] for name, bare in _bare_names(list(tensors)).items()}
+
+
+def _bare_names(names: list[str]) -> dict[str, str]:
+    """Return names in which wrappers have left no trace; for each the original is the key's."""
+    bare = names
+    while prefix := next((p for p in _PREFIXES if any(name.startswith(p) for name in bare)), None):
+        other = next((name for name in bare if not name.startswith(prefix)), None)
+        if other is not None:
+            raise _Refusal(
+                f"some of its tensors have the prefix {prefix} and {_shown(other)} has not; save the state dict of one "
+                "model"
+            )
+        bare = [name.removeprefix(prefix) for name in bare]
+    bare = [name.replace("._orig_mod.", ".") for name in bare]  # a part of the model was compiled
+    if len(set(bare)) < len(bare):
+        raise _Refusal("two of its tensors have one name without _orig_mod; save the state dict of one model")
+    return dict(zip(names, bare, strict=True))
 
 
 class _Machine:
