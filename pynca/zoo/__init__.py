@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 DEFAULT = "hippocampus"
@@ -14,5 +15,17 @@ def names() -> list[str]:
 
 
 def find(name: str) -> Path | None:
-    """Return the file of a bundled model, or None if there is none of that name."""
-    return _FOLDER / f"{name}.safetensors" if name in names() else None
+    """Return the file of a bundled model, or None if there is none of that name.
+
+    Raises
+    ------
+    FileNotFoundError
+        No model is there at all, nor a file of that name: a program was packed without them.
+    """
+    there = names()
+    if not there and not os.path.exists(name):
+        raise FileNotFoundError(
+            f"there is no file {name}, and the bundled models were not packed with this program; PyInstaller packs "
+            "them by pynca's hook or --collect-data pynca, other packers where pynca/zoo is among the data files"
+        )
+    return _FOLDER / f"{name}.safetensors" if name in there else None
