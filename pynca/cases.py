@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -136,6 +137,17 @@ def only(cases: Sequence[Case], names: str | os.PathLike[str]) -> list[Case]:
 def evenly(things: Sequence[T], count: int) -> list[T]:
     """Return so many at most, spread over all."""
     return [things[i] for i in np.linspace(0, len(things) - 1, min(count, len(things))).astype(int)]
+
+
+def digest(image: Path) -> str:
+    """Return a hash of what a file holds, or of the files in the folder of a series; the same image has the same."""
+    files = sorted(path for path in image.iterdir() if path.is_file()) if image.is_dir() else [image]
+    total = hashlib.sha256()
+    for path in files:
+        with open(path, "rb") as file:
+            while block := file.read(2**20):
+                total.update(block)
+    return total.hexdigest()
 
 
 def read_dataset(folder: str | os.PathLike[str], group_by: str | None = None) -> Dataset:

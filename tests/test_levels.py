@@ -11,10 +11,11 @@ import pytest
 import pynca
 from pynca.preprocessing import shrink_mean
 from pynca.training import losses, sampling
-from pynca.training.fit import State, fit_slices, supervision
+from pynca.training.fit import fit_slices, supervision
 from pynca.training.pipeline import initial_weights, loss_and_gradients, model_of, rules_of
 from pynca.training.recipe import Recipe
 from pynca.training.sampling import Augmentation, Slices
+from pynca.training.state import State
 
 SMALL = Recipe(
     channels=5,

@@ -18,11 +18,12 @@ from pynca import cases, tensorfile
 from pynca.cli.train import _reached
 from pynca.training import dataset, sampling
 from pynca.training.ahead import Batches
-from pynca.training.fit import LOG, STATE, State, fit_slices, learning_rate, saved_recipe, train_batch
+from pynca.training.fit import fit_slices, learning_rate, train_batch
 from pynca.training.optimizers import OPTIMIZERS
 from pynca.training.recipe import Recipe
 from pynca.training.sampling import Augmentation, Slices
-from pynca.training.train import train
+from pynca.training.state import LOG, STATE, State, saved_recipe
+from pynca.training.train import draw_curve, train
 
 SMALL = Recipe(channels=6, hidden=12, steps=(4, 4), patch=(8, 8), batch=4, batches=6, evaluate=2, seed=3)
 PREPARATION = pynca.Preparation(size=(16, 16))
@@ -170,6 +171,208 @@ def test_resume_with_another_recipe_is_refused(tmp_path: Path) -> None:
     fit_slices(blobs(), SMALL, PREPARATION, folder=tmp_path)
     with pytest.raises(ValueError, match="another recipe"):
         fit_slices(blobs(), replace(SMALL, rate=1e-4), PREPARATION, folder=tmp_path, resume=True)
+
+
+def train_half(folder: Path, recipe: Recipe) -> Path:
+    """Train until batch 4 of 6 and return the file of the state."""
+    stop_at_four(recipe, folder)
+    return folder / STATE
+
+
+def go_on(path: Path, recipe: Recipe, slices: Slices | None = None, **options: Any) -> pynca.Model:
+    return fit_slices(slices or blobs(), recipe, PREPARATION, folder=path.parent, resume=True, **options)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("group", ["levels", "average", "best", "first", "second"])
+def test_a_state_that_lacks_a_tensor_is_refused(tmp_path: Path, optimizer: str, group: str) -> None:
+    recipe = replace(SMALL, optimizer=optimizer)
+    path = train_half(tmp_path, recipe)
+    tensors, metadata = tensorfile.read(path)
+    for n in range(2):
+        key = f"{group}.{n}.fc0.bias"
+        rest = {name: value for name, value in tensors.items() if name != key}
+        tensorfile.write(path, rest, metadata)
+        with pytest.raises(ValueError, match=rf"state\.safetensors is no state of a training: it lacks {key}; start"):
+            go_on(path, recipe)
+    rest = {name: value for name, value in tensors.items() if not name.startswith(group)}
+    tensorfile.write(path, rest, metadata)
+    with pytest.raises(ValueError, match=rf"it lacks {group}\.0\."):
+        go_on(path, recipe)
+    tensorfile.write(path, tensors, metadata)
+    assert go_on(path, recipe).parameters > 0
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "sentence"),
+    [
+        ("first.0.extra", np.zeros(1), "it holds 'first.0.extra', which is unknown"),
+        ("first.2.fc0.bias", np.zeros(12), "it holds 'first.2.fc0.bias', which is unknown"),
+        ("x", np.zeros(1), "it holds 'x', which is unknown"),
+        ("first.0.fc0.bias", np.zeros(11), r"first.0.fc0.bias has shape \(11,\); by its recipe it must be \(12,\)"),
+        ("levels.1.fc0.weight", np.zeros((18, 12)), r"levels.1.fc0.weight has shape \(18, 12\)"),
+        ("best.0.fc1.weight", np.zeros(()), r"best.0.fc1.weight has shape \(\)"),
+        ("second.0.fc0.bias", np.full(12, -1.0), "second.0.fc0.bias holds values below 0"),
+    ],
+)
+def test_a_state_with_wrong_tensors_is_refused(tmp_path: Path, key: str, value: np.ndarray, sentence: str) -> None:
+    path = train_half(tmp_path, SMALL)
+    tensors, metadata = tensorfile.read(path)
+    tensorfile.write(path, tensors | {key: value.astype(np.float32)}, metadata)
+    with pytest.raises(ValueError, match=f"no state of a training: {sentence}"):
+        go_on(path, SMALL)
+
+
+def test_muon_has_no_second_moment_of_a_matrix(tmp_path: Path) -> None:
+    recipe = replace(SMALL, optimizer="muon")
+    path = train_half(tmp_path, recipe)
+    tensors, metadata = tensorfile.read(path)
+    tensorfile.write(path, tensors | {"second.0.fc0.weight": np.zeros((12, 18), np.float32)}, metadata)
+    with pytest.raises(ValueError, match=r"it holds 'second.0.fc0.weight', which is unknown"):
+        go_on(path, recipe)
+
+
+def test_moments_that_are_no_numbers_and_a_file_cut_short_are_refused(tmp_path: Path) -> None:
+    path = train_half(tmp_path, SMALL)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-4] + np.float32(np.nan).tobytes())
+    with pytest.raises(ValueError, match=r"cannot read \S*state.safetensors: tensor .* not finite"):
+        go_on(path, SMALL)
+    for length in (0, 7, 100, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match=r"cannot read \S*state.safetensors: "):
+            go_on(path, SMALL)
+        with pytest.raises(ValueError, match=r"cannot read \S*state.safetensors: "):
+            saved_recipe(path)
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match="does not exist; there is no training to go on with"):
+        go_on(path, SMALL)
+    with pytest.raises(ValueError, match="resume needs the folder"):
+        fit_slices(blobs(), SMALL, PREPARATION, resume=True)
+
+
+NUMBERS = ["1" + "0" * 400, "1e999", "-1e999", "NaN", "-1", "true", '"1"', "[]", "{}", "1.5", "7"]
+CAN_BE = {
+    *(("best_score", text) for text in ("-1e999", "-1", "1.5", "7")),
+    *(("smooth_loss", text) for text in ("-1", "1.5", "7")),
+    *(("lowest_loss", text) for text in ("-1", "1.5", "7")),
+    *(("seconds", text) for text in ("1.5", "7")),
+}
+
+
+@pytest.mark.parametrize("name", ["batch", "attempt", "rate_factor", "best_score", "best_batch", "smooth_loss",
+                                  "lowest_loss", "seconds", "adam_steps"])  # fmt: skip
+def test_numbers_of_a_state_that_cannot_be_are_refused(tmp_path: Path, name: str) -> None:
+    path = train_half(tmp_path, SMALL)
+    tensors, metadata = tensorfile.read(path)
+    scalars = json.loads(metadata["scalars"])
+    for text in NUMBERS:
+        if (name, text) in CAN_BE:
+            continue
+        changed = json.dumps(scalars | {name: "here"}).replace('"here"', text)
+        tensorfile.write(path, tensors, metadata | {"scalars": changed})
+        with pytest.raises(ValueError, match=r"is no state of a training: \w+ (is|are) ") as caught:
+            go_on(path, SMALL)
+        assert len(str(caught.value)) < 300 + len(str(path))
+    for wrong in ({k: v for k, v in scalars.items() if k != name}, scalars | {"more": 1}):
+        tensorfile.write(path, tensors, metadata | {"scalars": json.dumps(wrong)})
+        with pytest.raises(ValueError, match=rf"({name}|more) is missing or unknown"):
+            go_on(path, SMALL)
+
+
+@pytest.mark.parametrize("steps", [[4], [4, 3], [4, 4, 4], [3, 3], [5, 5], [0, 0], [4, "4"], [4.0, 4.0], 4, None])
+def test_steps_of_the_optimizers_fit_the_batches(tmp_path: Path, steps: object) -> None:
+    path = train_half(tmp_path, SMALL)
+    tensors, metadata = tensorfile.read(path)
+    scalars = json.loads(metadata["scalars"]) | {"adam_steps": steps}
+    tensorfile.write(path, tensors, metadata | {"scalars": json.dumps(scalars)})
+    with pytest.raises(ValueError, match="adam_steps are"):
+        go_on(path, SMALL)
+
+
+@pytest.mark.parametrize("text", ["", "[", "[]", "7", "null", "[" * 100_000, '{"batch": 1' + "0" * 5000 + "}"])
+def test_metadata_that_are_none(tmp_path: Path, text: str) -> None:
+    path = train_half(tmp_path, SMALL)
+    tensors, metadata = tensorfile.read(path)
+    for name in ("scalars", "recipe"):
+        tensorfile.write(path, tensors, metadata | {name: text})
+        with pytest.raises(ValueError, match=rf"is no state of a training: its {name} are no"):
+            go_on(path, SMALL)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("batches", "1" + "0" * 400), ("rate", "1e999"), ("rate", "1" + "0" * 400), ("steps", "7"),
+        ("steps", '["4", 4]'),
+        ("channels", "true"), ("channels", "6.5"), ("hidden", "12e400"), ("loss", "7"), ("loss", '"hinge"'),
+        ("augmentation", "7"), ("augmentation", "{}"), ("betas", "[0.5]"), ("betas", "[0.5, 0.5, 0.5]"),
+        ("scales", "[4, 1e999]"), ("patch", "[8, 8, 8]"), ("decay", '"x"'), ("decay", "NaN"), ("perception", '"x"'),
+        ("fire_rate", "7"), ("keep", "null"), ("small_first", "1"), ("more", "1"),
+    ],
+)  # fmt: skip
+def test_recipes_of_a_state_that_cannot_be_are_refused(tmp_path: Path, name: str, text: str) -> None:
+    path = train_half(tmp_path, SMALL)
+    tensors, metadata = tensorfile.read(path)
+    changed = json.dumps(json.loads(metadata["recipe"]) | {name: "here"}).replace('"here"', text)
+    tensorfile.write(path, tensors, metadata | {"recipe": changed})
+    with pytest.raises(ValueError, match=r"state\.safetensors has a recipe that cannot be right: ") as caught:
+        saved_recipe(path)
+    assert len(str(caught.value)) < 300 + len(str(path))
+    with pytest.raises(ValueError, match="written with another recipe"):
+        go_on(path, SMALL)
+
+
+def test_a_training_goes_on_with_the_data_that_it_began_with(tmp_path: Path) -> None:
+    path = train_half(tmp_path, SMALL)
+    slices = blobs()
+    darker = Slices(slices.images * np.float32(0.5), slices.labels)
+    other = Slices(slices.images, slices.labels[::-1].copy())
+    for wrong in (darker, other, blobs(11)):
+        with pytest.raises(ValueError, match="was written with other images, labels, validation cases or preparation"):
+            go_on(path, SMALL, wrong)
+    with pytest.raises(ValueError, match="was written with other images"):
+        go_on(path, SMALL, judges="others")
+    with pytest.raises(ValueError, match="was written with other images"):
+        fit_slices(slices, SMALL, replace(PREPARATION, axis=1), folder=tmp_path, resume=True)
+    assert go_on(path, SMALL).parameters > 0
+
+
+def test_a_state_of_before_it_said_its_data_goes_on(tmp_path: Path) -> None:
+    """NaN and Infinity stood in older ones, where there is nothing yet."""
+    whole = fit_slices(blobs(), SMALL, PREPARATION)
+    path = train_half(tmp_path, SMALL)
+    tensors, metadata = tensorfile.read(path)
+    del metadata["data"]
+    scalars = json.loads(metadata["scalars"])
+    tensorfile.write(path, tensors, metadata | {"scalars": json.dumps(scalars | {"best_score": -math.inf})})
+    assert same_weights(whole, go_on(path, SMALL))
+
+
+def test_a_training_that_failed_goes_on_exactly(tmp_path: Path) -> None:
+    """Right after a failure there are no moments, no loss and, here, no score yet."""
+    recipe = replace(SMALL, batches=40, evaluate=10, rate=0.5, last_rate=1e-3, clip=1e9)
+    whole = fit_slices(blobs(), recipe, PREPARATION)
+
+    class Stopped(Exception):
+        pass
+
+    def stop(entry: dict[str, float]) -> None:
+        if entry["failed"]:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        fit_slices(blobs(), recipe, PREPARATION, folder=tmp_path, report=stop)
+    tensors, metadata = tensorfile.read(tmp_path / STATE)
+    scalars = json.loads(metadata["scalars"])
+    assert (scalars["smooth_loss"], scalars["lowest_loss"], scalars["adam_steps"]) == (None, None, [0, 0])
+    assert not any(name.startswith(("first", "second")) for name in tensors)
+    old = scalars | {"smooth_loss": math.nan, "lowest_loss": math.inf}
+    if scalars["best_score"] is None:
+        old["best_score"] = -math.inf
+    tensorfile.write(tmp_path / STATE, tensors, metadata | {"scalars": json.dumps(old)})
+    parts = fit_slices(blobs(), recipe, PREPARATION, folder=tmp_path, resume=True)
+    assert same_weights(whole, parts)
 
 
 def test_the_watchdog_goes_back_and_lowers_the_rate(tmp_path: Path) -> None:
@@ -336,6 +539,97 @@ def test_wrong_shares(folders: Path, validation: str) -> None:
     found = cases.find_cases(folders / "images", folders / "labels")
     with pytest.raises(ValueError, match=r"validation is|would validate"):
         dataset.split(found, validation)
+
+
+def case_with(folder: Path, name: str, image: np.ndarray, label: np.ndarray, size: float = 1.0) -> None:
+    for kind, values in (("images", image.astype(np.float32)), ("labels", label.astype(np.uint8))):
+        write_volume(folder / kind / name, values, np.diag([size, size, size, 1]))
+
+
+def test_what_a_model_expects_is_learnt_from_the_training_cases_alone(folders: Path) -> None:
+    """One that validates may be of another size and look otherwise: what is measured on it must stay measured."""
+    disc = blobs(1, 32)
+    odd = np.moveaxis(disc.images, 0, 2).repeat(3, 2) * -700
+    case_with(folders, "odd.nii.gz", odd, np.moveaxis(disc.labels, 0, 2).repeat(3, 2), 3.0)
+    (folders / "odd.txt").write_text("odd.nii.gz\n")
+    found = cases.find_cases(folders / "images", folders / "labels")
+    rest, held = dataset.split(found, folders / "odd.txt")
+    options: dict[str, Any] = {"labels": {1: "disc"}, "threads": 1}
+    model = train(found, rest, held, SMALL, PREPARATION, folders / "work", **options).model
+    alone = train(found, rest, [], SMALL, PREPARATION, folders / "alone", **options).model
+    assert model.expected is not None
+    assert model.expected == alone.expected
+    assert model.expected.images == len(rest) == 5
+    assert model.expected.spacing == ((1.0, 1.0),) * 3
+    everything = train(found, found.cases, [], SMALL, PREPARATION, folders / "all", **options).model
+    assert model.expected != everything.expected
+    assert model.quality is None
+
+
+@pytest.mark.parametrize("how", ["other shape", "other place", "fractions", "no label at all", "undeclared"])
+def test_cases_that_validate_are_looked_at_before_training(folders: Path, how: str) -> None:
+    found = cases.find_cases(folders / "images", folders / "labels")
+    rest, held = dataset.split(found, "0.2")
+    assert [case.name for case in held] == ["case_2.nii.gz"]
+    sentence = {
+        "other shape": r"case_2.nii.gz has shape",
+        "other place": "case_2.nii.gz lies elsewhere",
+        "fractions": "case_2.nii.gz holds the value 0.5",
+        "no label at all": "no case that validates has any label",
+        "undeclared": "case_2.nii.gz holds the label 2; declared are",
+    }[how]
+    spoil(folders, how)
+    if how == "no label at all":
+        write_volume(folders / "labels" / "case_2.nii.gz", np.zeros((16, 16, 2), np.uint8))
+    if how == "undeclared":
+        found = replace(found, values=frozenset({0, 1}))
+        for case in rest:
+            write_volume(case.label, (np.asarray(nib.load(case.label).dataobj) > 0).astype(np.uint8))
+    with pytest.raises(ValueError, match=sentence):
+        train(found, rest, held, SMALL, PREPARATION, folders / "work", labels={1: "disc"}, threads=1)
+    assert not (folders / "work").exists()
+
+
+def test_an_image_without_contrast_cannot_have_a_label(folders: Path) -> None:
+    case_with(folders, "case_3.nii.gz", np.full((16, 16, 2), 7.0), np.ones((16, 16, 2)))
+    found = cases.find_cases(folders / "images", folders / "labels")
+    with pytest.raises(ValueError, match=r"images/case_3.nii.gz is 7 everywhere, but \S*labels/case_3.nii.gz marks"):
+        dataset.prepare(found.cases, found, PREPARATION)
+    case_with(folders, "case_3.nii.gz", np.full((16, 16, 2), 7.0), np.zeros((16, 16, 2)))
+    assert len(dataset.prepare(found.cases, found, PREPARATION).images) == 10
+
+
+def test_an_image_that_trains_and_validates_is_said(folders: Path) -> None:
+    for kind in ("images", "labels"):
+        (folders / kind / "case_2.nii.gz").write_bytes((folders / kind / "case_4.nii.gz").read_bytes())
+    found = cases.find_cases(folders / "images", folders / "labels")
+    rest, held = dataset.split(found, "0.2")
+    with pytest.warns(UserWarning, match=r"case_4.nii.gz trains and \S*case_2.nii.gz validates, but they are the same"):
+        train(found, rest, held, SMALL, PREPARATION, folders / "work", labels={1: "disc"}, threads=1)
+    train(found, rest, [], SMALL, PREPARATION, folders / "without", labels={1: "disc"}, threads=1)
+
+
+def test_a_training_goes_on_with_the_cases_that_validated(folders: Path) -> None:
+    found = cases.find_cases(folders / "images", folders / "labels")
+    rest, held = dataset.split(found, "0.4")
+    options: dict[str, Any] = {"labels": {1: "disc"}, "threads": 1}
+    train(found, rest, held, SMALL, PREPARATION, folders / "work", **options)
+    for fewer in (held[:1], []):
+        with pytest.raises(ValueError, match="was written with other images, labels, validation cases"):
+            train(found, rest, fewer, SMALL, PREPARATION, folders / "work", resume=True, **options)
+    train(found, rest, held, SMALL, PREPARATION, folders / "work", resume=True, **options)
+
+
+def test_half_a_line_in_the_log_costs_only_itself(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    stop_at_four(SMALL, tmp_path)
+    with open(tmp_path / LOG, "a", encoding="utf-8") as log:
+        log.write('{"batch": 4, "lo')
+    fit_slices(blobs(), SMALL, PREPARATION, folder=tmp_path, resume=True)
+    lines = (tmp_path / LOG).read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["batch"] for line in (*lines[:2], lines[3])] == [2, 4, 6]
+    draw_curve(tmp_path / LOG, tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").stat().st_size > 1000
 
 
 def test_from_files_to_a_model(folders: Path) -> None:

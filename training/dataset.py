@@ -119,7 +119,8 @@ def read_case(case: Case, dataset: Dataset) -> tuple[Volume, NDArray[np.bool_]]:
     Raises
     ------
     ValueError
-        They lie in different places, or the label holds something that is not declared.
+        They lie in different places, the label holds something that is not declared, or marks something in an image
+        that is the same everywhere.
     """
     image, label = read_volume(case.image), read_label(case.label)
     check_pair(image, label)
@@ -129,7 +130,26 @@ def read_case(case: Case, dataset: Dataset) -> tuple[Volume, NDArray[np.bool_]]:
     if len(wrong):
         declared = "whole numbers from 0 to 255" if dataset.values is None else f"{sorted(dataset.values)}"
         raise ValueError(f"{case.label} holds the label {wrong[0]:g}; declared are {declared}")
-    return image, label.data > 0
+    truth: NDArray[np.bool_] = label.data > 0
+    if truth.any() and image.data.min() == image.data.max():
+        raise ValueError(
+            f"{case.image} is {image.data.flat[0]:g} everywhere, but {case.label} marks something in it; one of them "
+            "must be wrong"
+        )
+    return image, truth
+
+
+def check_validation(cases: Sequence[Case], dataset: Dataset) -> None:
+    """Look at the cases that validate before anything is learnt, so that a training does not end at one of them.
+
+    Raises
+    ------
+    ValueError
+        As `read_case`, or no case has any label: then a model that finds nothing would do best.
+    """
+    shown = [bool(read_case(case, dataset)[1].any()) for case in cases]
+    if cases and not any(shown):
+        raise ValueError("no case that validates has any label; nothing can be measured on them")
 
 
 def prepare(

@@ -2,54 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pynca import Model, Preparation, tensorfile
+import numpy as np
+
+from pynca import Model, Preparation
 
 from .ahead import Batches
-from .optimizers import OPTIMIZERS, Adam, Arrays, clip, moved_average
-from .pipeline import initial_weights, loss_and_gradients, model_of, rules_of
+from .optimizers import clip, moved_average
+from .pipeline import loss_and_gradients, model_of, rules_of
 from .recipe import Recipe
-from .sampling import Augmentation, Slices, patches
+from .sampling import Slices, patches
+from .state import ATTEMPTS, LOG, STATE, State, json_numbers, load_state, new_optimizers, write_state
 from .tape import reused_memory
-
-
-@dataclass
-class State:
-    """Where a training stands: all that the next batch depends on."""
-
-    levels: list[Arrays]
-    average: list[Arrays]
-    optimizers: list[Adam]
-    batch: int = 0
-    attempt: int = 0
-    rate_factor: float = 1.0
-    best_score: float = -math.inf
-    best_batch: int = 0
-    best: list[Arrays] = field(default_factory=list)
-    smooth_loss: float = math.nan
-    lowest_loss: float = math.inf
-    seconds: float = 0.0
-
-    @classmethod
-    def start(cls, recipe: Recipe) -> State:
-        """Return the state before the first batch."""
-        levels = initial_weights(recipe)
-        return cls(list(levels), list(levels), _optimizers(recipe), best=list(levels))
-
 
 # A run has failed when its smoothed loss is this much above the lowest it had, or is no number.
 _EXPLODED = 0.5
 # ... or when its score has fallen this far below the best.
 _COLLAPSED = 0.2
-_ATTEMPTS = 6
 
 
 def fit_slices(
@@ -60,6 +37,7 @@ def fit_slices(
     score: Callable[[Model], float] | None = None,
     folder: str | os.PathLike[str] | None = None,
     resume: bool = False,
+    judges: str = "",
     report: Callable[[dict[str, float]], None] = lambda entry: None,
     tick: Callable[[State, Recipe], None] = lambda state, recipe: None,
     threads: int | None = None,
@@ -79,7 +57,10 @@ def fit_slices(
     folder : path, optional
         Where ``state.safetensors`` and ``log.jsonl`` are written at every evaluation.
     resume : bool
-        Go on from the state in ``folder``, at exactly the point where it was saved. Default False.
+        Go on from the state in ``folder``, at exactly the point where it was saved; one that was written with another
+        recipe, other slices or other ``judges`` is refused. Default False.
+    judges : str
+        What ``score`` depends on, such as a hash of the cases that validate.
     report : callable, optional
         Called at every evaluation with batch, loss, score, rate, attempt, seconds and failed: whether the run goes
         on from its best weights, at half the rate, because its loss exploded (its score is then not a number) or its
@@ -97,12 +78,17 @@ def fit_slices(
 
     Raises
     ------
+    ValueError
+        There is nothing to go on from: no folder, or a state that is damaged or belongs to another training.
     RuntimeError
         The run failed again and again, at ever lower rates.
     """
     recipe.check_size(preparation.size)
     path = None if folder is None else Path(folder)
-    state = load_state(path / STATE, recipe) if resume and path is not None else State.start(recipe)
+    if resume and path is None:
+        raise ValueError("resume needs the folder of the training to go on with")
+    data = "" if path is None else _fingerprint(slices, preparation, judges)
+    state = load_state(path / STATE, recipe, data) if resume and path is not None else State.start(recipe)
     began = time.monotonic() - state.seconds
     with Batches(slices, recipe, threads) as batches, reused_memory():
         while state.batch < recipe.batches:
@@ -125,7 +111,7 @@ def fit_slices(
                 if failed:
                     _start_again(state, recipe)
                 if path is not None:
-                    _write(path, state, recipe, entry)
+                    _write(path, state, recipe, data, entry)
                 report(entry)
     return model_of(state.best if recipe.keep == "best" else state.average, recipe, preparation, **options)
 
@@ -192,83 +178,31 @@ def _evaluate(
 
 def _start_again(state: State, recipe: Recipe) -> None:
     """Go back to the best weights, with other batches and half the rate."""
-    if state.attempt + 1 >= _ATTEMPTS:
+    if state.attempt + 1 >= ATTEMPTS:
         raise RuntimeError(
-            f"training failed {_ATTEMPTS} times, the last time at batch {state.batch}; "
+            f"training failed {ATTEMPTS} times, the last time at batch {state.batch}; "
             f"try a lower rate than {recipe.rate}"
         )
     state.attempt += 1
     state.rate_factor *= 0.5
     state.levels, state.average = list(state.best), list(state.best)
-    state.optimizers = _optimizers(recipe)
+    state.optimizers = new_optimizers(recipe)
     state.smooth_loss, state.lowest_loss = math.nan, math.inf
 
 
-def _optimizers(recipe: Recipe) -> list[Adam]:
-    """One a level, at its start."""
-    return [OPTIMIZERS[recipe.optimizer](recipe.betas) for _ in recipe.steps]
-
-
-STATE, LOG = "state.safetensors", "log.jsonl"
-_SCALARS = ["batch", "attempt", "rate_factor", "best_score", "best_batch", "smooth_loss", "lowest_loss", "seconds"]
-
-
-def _write(folder: Path, state: State, recipe: Recipe, entry: dict[str, float]) -> None:
+def _write(folder: Path, state: State, recipe: Recipe, data: str, entry: dict[str, float]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    groups = {
-        "levels": state.levels,
-        "average": state.average,
-        "best": state.best,
-        "first": [o.first for o in state.optimizers],
-        "second": [o.second for o in state.optimizers],
-    }
-    tensors = {
-        f"{group}.{n}.{name}": value
-        for group, levels in groups.items()
-        for n, arrays in enumerate(levels)
-        for name, value in arrays.items()
-    }
-    scalars = {name: getattr(state, name) for name in _SCALARS} | {"adam_steps": [o.step for o in state.optimizers]}
-    tensorfile.write(
-        folder / STATE,
-        tensors,
-        {"scalars": json.dumps(scalars), "recipe": json.dumps(asdict(recipe))},
-    )
-    with open(folder / LOG, "a", encoding="utf-8") as log:
-        known = {name: value if math.isfinite(value) else None for name, value in entry.items()}  # JSON has no NaN
-        log.write(json.dumps(known) + "\n")
+    write_state(folder / STATE, state, recipe, data)
+    with open(folder / LOG, "a+b") as log:
+        # a process that was killed may have left half a line, which must not take this one with it
+        log.seek(max(log.tell() - 1, 0))
+        start = b"" if log.read(1) in (b"", b"\n") else b"\n"
+        log.write(start + json.dumps(json_numbers(entry)).encode() + b"\n")
 
 
-def saved_recipe(path: Path) -> Recipe:
-    """Read the recipe of the state that `fit` wrote."""
-    values = _saved_values(tensorfile.read(path)[1])
-    augmentation = Augmentation(**values.pop("augmentation"))
-    values = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
-    return Recipe(**values, augmentation=augmentation)
-
-
-def _saved_values(metadata: dict[str, str]) -> dict[str, Any]:
-    """What a recipe was written with; before there was a choice of optimizer it was Adam."""
-    return {"optimizer": "adam", **json.loads(metadata["recipe"])}
-
-
-def load_state(path: Path, recipe: Recipe) -> State:
-    """Read the state that `fit` wrote; the recipe must be the one it was written with."""
-    tensors, metadata = tensorfile.read(path)
-    if "recipe" not in metadata or _saved_values(metadata) != json.loads(json.dumps(asdict(recipe))):
-        raise ValueError(f"{path} was written with another recipe; give the same options, or start anew")
-    scalars = json.loads(metadata["scalars"])
-
-    def group(name: str) -> list[Arrays]:
-        levels: list[Arrays] = [{} for _ in recipe.steps]
-        for key, value in tensors.items():
-            kind, n, weight = key.split(".", 2)
-            if kind == name:
-                levels[int(n)][weight] = value
-        return levels
-
-    optimizers = [
-        OPTIMIZERS[recipe.optimizer](recipe.betas, step=step, first=first, second=second)
-        for step, first, second in zip(scalars.pop("adam_steps"), group("first"), group("second"), strict=True)
-    ]
-    return replace(State(group("levels"), group("average"), optimizers, best=group("best")), **scalars)
+def _fingerprint(slices: Slices, preparation: Preparation, judges: str) -> str:
+    """Return a hash of all that the weights depend on beside the recipe."""
+    total = hashlib.sha256(f"{preparation}\n{judges}\n{slices.images.shape}".encode())
+    for array in (slices.images, slices.labels):
+        total.update(np.ascontiguousarray(array).data)
+    return total.hexdigest()

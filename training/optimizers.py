@@ -33,6 +33,11 @@ class Adam:
     first: Arrays = field(default_factory=dict)
     second: Arrays = field(default_factory=dict)
 
+    @staticmethod
+    def squares(axes: int) -> bool:
+        """Tell whether a weight of so many axes has a second moment."""
+        return True
+
     def update(self, weights: Mapping[str, FloatArray], gradients: Mapping[str, FloatArray], rate: float) -> Arrays:
         """Return the weights after one step at a learning rate."""
         self.step += 1
@@ -66,6 +71,11 @@ class Muon(Adam):
     """
 
     betas: tuple[float, float] = (0.9, 0.99)
+
+    @staticmethod
+    def squares(axes: int) -> bool:
+        """Tell whether a weight of so many axes has a second moment: a bias, which Adam updates."""
+        return axes == 1
 
     def update(self, weights: Mapping[str, FloatArray], gradients: Mapping[str, FloatArray], rate: float) -> Arrays:
         """Return the weights after one step at a learning rate."""

@@ -24,24 +24,26 @@ Places = NDArray[np.int64]
 def initial_weights(recipe: Recipe) -> list[Arrays]:
     """Draw the weights of all levels as the papers' code does: evenly within 1 / sqrt(inputs), ``fc1`` zero."""
     random = np.random.Generator(np.random.Philox(key=[recipe.seed, 2**63]))
-    c, h = recipe.channels, recipe.hidden
 
-    def draw_even(inputs: int, *shape: int) -> FloatArray:
-        limit = 1 / math.sqrt(inputs)
+    def draw(name: str, shape: tuple[int, ...]) -> FloatArray:
+        if name == "fc1.weight":
+            return np.zeros(shape, np.float32)
+        limit = 1 / math.sqrt((3 if name.startswith("fc0") else 9) * recipe.channels)
         return random.uniform(-limit, limit, shape).astype(np.float32)
 
-    levels = []
-    for _ in recipe.steps:
-        weights = {}
-        if recipe.perception == "conv":
-            for name in ("p0", "p1"):
-                weights[f"{name}.weight"] = draw_even(9 * c, c, c, 3, 3)
-                weights[f"{name}.bias"] = draw_even(9 * c, c)
-        weights["fc0.weight"] = draw_even(3 * c, h, 3 * c)
-        weights["fc0.bias"] = draw_even(3 * c, h)
-        weights["fc1.weight"] = np.zeros((c, h), np.float32)
-        levels.append(weights)
-    return levels
+    shapes = weight_shapes(recipe)
+    return [{name: draw(name, shape) for name, shape in shapes.items()} for _ in recipe.steps]
+
+
+def weight_shapes(recipe: Recipe) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each weight of a level, in the order in which they are drawn."""
+    c, h = recipe.channels, recipe.hidden
+    seen = {"p0.weight": (c, c, 3, 3), "p0.bias": (c,), "p1.weight": (c, c, 3, 3), "p1.bias": (c,)}
+    return (seen if recipe.perception == "conv" else {}) | {
+        "fc0.weight": (h, 3 * c),
+        "fc0.bias": (h,),
+        "fc1.weight": (c, h),
+    }
 
 
 def loss_and_gradients(

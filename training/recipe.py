@@ -137,8 +137,14 @@ class Recipe:
                 raise ValueError(f"{said}; shares must not be below 0, nor above 1 together")
         if self.decay is not None and not 0 < self.decay <= 1:
             raise ValueError(f"decay is {self.decay!r}; it must be above 0 and at most 1")
-        if not all(0 <= value < 1 for value in (*self.betas, self.average)):
-            raise ValueError(f"betas are {self.betas} and average {self.average}; they must be at least 0 and below 1")
+        if len(self.betas) != 2 or not all(0 <= value < 1 for value in (*self.betas, self.average)):
+            raise ValueError(
+                f"betas are {self.betas} and average {self.average}; they must be two numbers, and one, of [0, 1)"
+            )
+        if not 0 < self.fire_rate <= 1:
+            raise ValueError(f"fire_rate is {self.fire_rate!r}; it must be a probability above 0")
+        if self.perception not in ("conv", "sobel"):
+            raise ValueError(f"perception is {self.perception!r}; it must be conv or sobel")
         if self.keep not in ("best", "last"):
             raise ValueError(f"keep is {self.keep!r}; it must be best or last")
         if self.optimizer not in OPTIMIZERS:

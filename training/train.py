@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
 import os
 import platform
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,17 +17,18 @@ from pathlib import Path
 import numpy as np
 
 from pynca import Card, Model, Preparation, _core
-from pynca.cases import Case, Dataset, evenly, find_cases
+from pynca.cases import Case, Dataset, digest, evenly, find_cases
 from pynca.config import thread_count
 from pynca.evaluation import patient_dice, score_file
 from pynca.inputs import learn_expected
 from pynca.volumes import read_volume
 
 from .ahead import Batches
-from .dataset import preparation_for, prepare, split
-from .fit import STATE, State, fit_slices, load_state, saved_recipe, train_batch
+from .dataset import check_validation, preparation_for, prepare, split
+from .fit import fit_slices, train_batch
 from .recipe import Recipe
 from .sampling import Slices
+from .state import STATE, State, load_state, saved_recipe
 
 # During training a few cases stand for all: a full evaluation would take longer than the batches between two.
 _SELECTING = 16  # patients
@@ -153,13 +156,15 @@ def train(
     ``recipe.batches``. With ``resume`` the recipe is the one that the saved state was written with.
     """
     began = time.monotonic()
-    slices = prepare(cases, dataset, preparation)
-    if resume:
+    if resume:  # first, since it takes but a moment to see that there is nothing to go on from
         recipe = saved_recipe(Path(folder) / STATE)
         began -= load_state(Path(folder) / STATE, recipe).seconds
-    elif epochs is not None:
+    check_validation(validation, dataset)
+    _warn_of_copies(cases, validation)
+    slices = prepare(cases, dataset, preparation)
+    if not resume and epochs is not None:
         recipe = _of_length(recipe, math.ceil(epochs * len(slices.images) / recipe.batch))
-    elif minutes is not None:
+    elif not resume and minutes is not None:
         recipe = _of_length(recipe, batches_in(minutes, slices, recipe, preparation, threads))
     some = set(evenly(list(dict.fromkeys(case.group for case in validation)), _SELECTING))
     chosen = evenly([case for case in validation if case.group in some], _IMAGES)
@@ -176,6 +181,7 @@ def train(
         score=(lambda model: float(np.mean(dice(model, chosen)))) if chosen else None,
         folder=folder,
         resume=resume,
+        judges="".join(digest(path) for case in chosen for path in (case.image, case.label)),
         report=report,
         tick=tick,
         threads=threads,
@@ -213,6 +219,18 @@ def described(
     )
 
 
+def _warn_of_copies(cases: Sequence[Case], validation: Sequence[Case]) -> None:
+    """Say where the same image trains and validates: what is measured then flatters the model."""
+    trained = {digest(case.image): case.image for case in cases} if validation else {}
+    copies = [(trained[key], case.image) for case in validation if (key := digest(case.image)) in trained]
+    if copies:
+        warnings.warn(
+            f"{copies[0][0]} trains and {copies[0][1]} validates, but they are the same image"
+            f"{f', and so are {len(copies) - 1} more' * (len(copies) > 1)}; the validation Dice will flatter the model",
+            stacklevel=3,
+        )
+
+
 def _of_length(recipe: Recipe, batches: int) -> Recipe:
     """Return a recipe of some batches, evaluated twenty times."""
     return replace(recipe, batches=max(batches, 1), evaluate=max(1, math.ceil(batches / _EVALUATIONS)))
@@ -246,7 +264,10 @@ def draw_curve(log: Path, picture: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    entries = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    entries = []
+    for line in log.read_text(encoding="utf-8").splitlines():
+        with contextlib.suppress(ValueError):  # a process that was killed may have left half a line
+            entries.append(json.loads(line))
     batches = [e["batch"] for e in entries]
     judged = [e for e in entries if e["score"] is not None]
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")

@@ -248,9 +248,9 @@ def run(arguments: argparse.Namespace) -> int:
     from ..model import Card
     from ..progress import Progress
     from ..training.dataset import preparation_for, split
-    from ..training.fit import LOG, STATE, State
     from ..training.recipe import Recipe
     from ..training.sampling import Augmentation
+    from ..training.state import LOG, STATE, State
     from ..training.train import draw_curve, train
 
     output = arguments.output
