@@ -1,10 +1,15 @@
 """Neural Cellular Automata segmentation on any CPU: `segment` an image with a `Model` that `load_model` reads."""
 
+import os
 from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 if find_spec("._core", __name__) is None:
+    if not os.path.isdir(__path__[0]):
+        raise ImportError(
+            f"{__path__[0]} is in an archive, from which Python loads no compiled core: unpack or install it"
+        )
     raise ImportError(
         f"{__path__[0]} holds pynca's source without its compiled core: run `pip install .` in the clone, "
         "and start Python in another folder (pytest may run in the clone)"

@@ -318,6 +318,15 @@ def test_no_case_scored_is_no_success(tmp_path: Path, capsys: pytest.CaptureFixt
     assert not (tmp_path / "scores.csv").exists()
 
 
+def test_a_subject_of_bids_on_both_sides_is_said(tmp_path: Path) -> None:
+    names = [f"sub-{n}_ses-{s}_T1w.nii.gz" for n in (1, 2, 3) for s in (1, 2)]
+    found = folders(tmp_path, " ".join(names), " ".join(names))
+    with pytest.warns(UserWarning, match=r"sub-1 trains and validates.*'sub-\[\^_\]\+' as the pattern to group by"):
+        split(found, "0.5")
+    rest, held = split(find_cases(tmp_path / "images", tmp_path / "labels", "sub-[^_]+"), "0.34")
+    assert (len(rest), len(held)) == (4, 2)
+
+
 def test_a_share_says_how_many_patients_there_are(tmp_path: Path) -> None:
     cases = [Case(f"case_{n}.png", Path(), Path(), "case") for n in range(3)]
     with pytest.raises(ValueError, match=r"of 3 cases of 1 patient 0 would validate; both sides need at least one"):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import pynca
-from pynca import cli, training
+from pynca import cli, tensorfile, training
 from pynca.cases import find_cases
 
 TINY = "--channels 6 --hidden 12 --steps 4 4 --size 16 16 --patch 8 8 --batch 4 --rate 0.004".split()  # noqa: SIM905
@@ -118,6 +118,50 @@ sys.exit(cli.main(sys.argv[1:]))
     for a, b in zip(whole.levels, parts.levels, strict=True):
         for name, weight in a.rule.weights.items():
             np.testing.assert_array_equal(weight, b.rule.weights[name])
+
+
+@pytest.mark.parametrize(
+    ("how", "sentence"),
+    [
+        ("moment", "is no state of a training: it lacks second.1.fc0.bias; start anew"),
+        ("number", "is no state of a training: seconds is 1000"),
+        ("recipe", "has a recipe that cannot be right: batches is 1000"),
+        ("cut", "state.safetensors: "),
+        ("images", "was written with other images, labels, validation cases or preparation"),
+        ("size", "was written with other images, labels, validation cases or preparation"),
+    ],
+)
+def test_a_state_that_cannot_be_gone_on_from(
+    cases: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], how: str, sentence: str
+) -> None:
+    monkeypatch.chdir(cases)
+    options = ["--images", "images", "--labels", "labels", *TINY, "--epochs", "2", "-q", "-o", "disc.safetensors"]
+    assert cli.main(["train", *options]) == 0
+    Path("disc.safetensors").unlink()
+    path = Path("disc.training") / "state.safetensors"
+    tensors, metadata = tensorfile.read(path)
+    large = "1" + "0" * 400
+    if how == "moment":
+        del tensors["second.1.fc0.bias"]
+    elif how == "number":
+        scalars = json.dumps(json.loads(metadata["scalars"]) | {"seconds": "here"}).replace('"here"', large)
+        metadata["scalars"] = scalars
+    elif how == "recipe":
+        metadata["recipe"] = json.dumps(json.loads(metadata["recipe"]) | {"batches": "here"}).replace('"here"', large)
+    elif how == "images":
+        image = Path("images") / "case_0.nii.gz"
+        image.write_bytes((image.parent / "case_1.nii.gz").read_bytes())
+    tensorfile.write(path, tensors, metadata)
+    if how == "cut":
+        path.write_bytes(path.read_bytes()[:-100])
+    before = sorted(cases.rglob("*"))
+    size = ["--size", "32", "32"] if how == "size" else []
+    assert cli.main(["train", *options, *size, "--resume"]) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert sentence in said.err
+    assert len(said.err.splitlines()) == 1
+    assert sorted(cases.rglob("*")) == before
 
 
 @pytest.mark.parametrize(

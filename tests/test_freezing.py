@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import zipfile
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,6 +18,7 @@ from pynca import cli, zoo
 
 PROGRAM = """
 import sys
+import zipfile
 from importlib.resources import files
 import pynca
 for source, result in zip(sys.argv[1::2], sys.argv[2::2]):
@@ -70,3 +72,13 @@ def test_models_that_were_not_packed(
     assert cli.main(["segment", str(tmp_path / "scan.nii.gz"), str(tmp_path / "mask.nii.gz")]) == 1
     assert "bundled models were not packed with this program" in capsys.readouterr().err
     assert pynca.load_model(path).labels == {1: "hippocampus"}  # a file is a file
+
+
+def test_an_archive_of_python_files_says_what_it_cannot(tmp_path: Path) -> None:
+    """`python -m zipapp` packs what Python loads from an archive, and that is no compiled core."""
+    with zipfile.ZipFile(tmp_path / "app.pyz", "w") as archive:
+        archive.write(Path(pynca.__file__), "pynca/__init__.py")
+        archive.writestr("__main__.py", "import pynca")
+    ran = subprocess.run([sys.executable, "app.pyz"], cwd=tmp_path, capture_output=True, text=True)
+    assert ran.returncode == 1
+    assert "is in an archive, from which Python loads no compiled core" in ran.stderr

@@ -211,6 +211,25 @@ def test_calibrate_writes_what_it_found(
     assert capsys.readouterr().out == ""
 
 
+def test_cases_that_are_left_out_have_no_say(cases: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a model expects, and when it doubts, is the same as if they were not there."""
+    monkeypatch.chdir(cases)
+    for kind in ("images", "labels"):  # larger than all others
+        image = nibabel.load(cases / kind / "hippocampus_001.nii.gz")
+        voxels = np.asarray(image.dataobj).repeat(2, 0)  # type: ignore[attr-defined]
+        nibabel.save(nibabel.Nifti1Image(voxels, image.affine), cases / kind / "hippocampus_001.nii.gz")  # type: ignore[attr-defined]
+    command = ["calibrate", "hippocampus", "--images", "images", "--labels", "labels", "--samples", "2", "-q"]
+    command += ["--at-most", "2", "-o"]
+    assert cli.main([*command, "without.safetensors", "--leave-out", "held.txt"]) == 0
+    assert cli.main([*command, "with.safetensors"]) == 0
+    for kind in ("images", "labels"):
+        (cases / kind / "hippocampus_001.nii.gz").unlink()
+    assert cli.main([*command, "gone.safetensors"]) == 0
+    ours, theirs, other = ((cases / f"{n}.safetensors").read_bytes() for n in ("without", "gone", "with"))
+    assert ours == theirs
+    assert ours != other
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "text"),
     [

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -57,7 +59,19 @@ def split(dataset: Dataset, validation: str | os.PathLike[str]) -> tuple[list[Ca
     both = sorted({case.group for case in held} & {case.group for case in rest})
     if both:
         raise ValueError(f"{validation} divides the patient {both[0]}; all images of one must train, or all validate")
+    subjects = sorted(_subjects(held) & _subjects(rest))
+    if subjects:
+        warnings.warn(
+            f"{subjects[0]} trains and validates, by the names of BIDS; the validation Dice will flatter the model. "
+            "'sub-[^_]+' as the pattern to group by keeps subjects on one side",
+            stacklevel=2,
+        )
     return rest, held
+
+
+def _subjects(cases: Sequence[Case]) -> set[str]:
+    """Return the subjects of cases that are named as in BIDS."""
+    return {found[0] for case in cases if (found := re.match(r"sub-[A-Za-z0-9]+(?=_)", case.name))}
 
 
 def _number(text: str) -> float | None:
