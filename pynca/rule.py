@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ UInt8Array = NDArray[np.uint8]
 
 _PADDING_OF: dict[str, Padding] = {"sobel": "zero", "conv": "reflect"}
 _KERNELS = ("p0.weight", "p1.weight")
+_PREFIXES = ("module.", "_orig_mod.")
 _NAMES: dict[str, tuple[str, ...]] = {
     "sobel": ("fc0.weight", "fc0.bias", "fc1.weight"),
     "conv": ("p0.weight", "p0.bias", "p1.weight", "p1.bias", "fc0.weight", "fc0.bias", "fc1.weight"),
@@ -104,7 +105,8 @@ class Rule:
         ----------
         state_dict : mapping of str to array
             ``p0.weight``, ``p0.bias``, ``p1.weight``, ``p1.bias`` (``"conv"`` only), ``fc0.weight``,
-            ``fc0.bias``, ``fc1.weight``, as NumPy arrays.
+            ``fc0.bias``, ``fc1.weight``, as NumPy arrays; all may have the prefixes ``module.`` and ``_orig_mod.`` of
+            a wrapped model.
         perception, input_channels, fire_rate, padding
             As for `Rule`. ``fire_rate`` is the probability of firing here as everywhere; the
             papers' code calls one minus it by the same name.
@@ -114,9 +116,10 @@ class Rule:
         ValueError
             As `Rule`.
         """
+        names = bare_names(list(state_dict))
         weights = {
-            name: np.swapaxes(np.asarray(w), -1, -2) if name in _KERNELS and np.ndim(w) == 4 else w
-            for name, w in state_dict.items()
+            names[key]: np.swapaxes(np.asarray(w), -1, -2) if names[key] in _KERNELS and np.ndim(w) == 4 else w
+            for key, w in state_dict.items()
         }
         return cls(
             weights,
@@ -268,6 +271,29 @@ class Rule:
             f"Rule(perception={self.perception!r}, channels={self.channels}, hidden={self.hidden}, "
             f"input_channels={self.input_channels}, fire_rate={self.fire_rate:g}, padding={self.padding!r})"
         )
+
+
+def bare_names(names: Sequence[str]) -> dict[str, str]:
+    """Return the names of a model's own tensors by those that wrappers gave them: DataParallel and torch.compile.
+
+    Raises
+    ------
+    ValueError
+        Some have a prefix and some not, or two become one.
+    """
+    bare = [str(name) for name in names]
+    while prefix := next((p for p in _PREFIXES if any(name.startswith(p) for name in bare)), None):
+        other = next((name for name in bare if not name.startswith(prefix)), None)
+        if other is not None:
+            raise ValueError(
+                f"some of its tensors have the prefix {prefix} and {other[:60]!r} has not; save the state dict of one "
+                "model"
+            )
+        bare = [name.removeprefix(prefix) for name in bare]
+    bare = [name.replace("._orig_mod.", ".") for name in bare]  # a part of the model was compiled
+    if len(set(bare)) < len(bare):
+        raise ValueError("two of its tensors have one name without _orig_mod; save the state dict of one model")
+    return dict(zip(names, bare, strict=True))
 
 
 def whole_number(value: object, name: str, low: int, high: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import zipfile
@@ -31,6 +32,16 @@ def test_pyinstaller_finds_the_hook() -> None:
     (hooks,) = (entry for entry in entry_points(group="pyinstaller40") if entry.value.startswith("pynca."))
     (folder,) = hooks.load()()
     assert [path.name for path in Path(folder).glob("hook-*.py")] == ["hook-pynca.py"]
+
+
+def test_the_hook_names_every_module_that_is_imported_by_name() -> None:
+    package = Path(pynca.__file__).parent
+    hook = (package / "_pyinstaller" / "hook-pynca.py").read_text()
+    sources = [path.read_text() for path in (*package.glob("*.py"), *package.glob("*/*.py"))]
+    named = {name for text in sources for name in re.findall(r'(?:optional|import_module)\("([a-zA-Z_.]+)"', text)}
+    assert "highdicom.seg" in named
+    # the core is a submodule, and a notebook is no packed program
+    assert [name for name in sorted(named - {"._core", "ipyniivue"}) if f'"{name}"' not in hook] == []
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pynca import Card, import_checkpoint
+from pynca import Card, Rule, import_checkpoint
 from support import ALL_RECORDED, CHECKPOINT
 
 needs_reference = pytest.mark.skipif(not ALL_RECORDED.is_dir(), reason="the reference files are not on this machine")
@@ -336,12 +336,16 @@ def test_one_file_is_a_single_level(file):
 def test_weights_of_a_wrapped_model(file, prefix):
     (level,) = import_checkpoint(file({prefix + name: w for name, w in conv_weights().items()}), **OPTIONS).levels
     assert same_weights(level.rule, conv_weights())
+    rule = Rule.from_state_dict({prefix + name: w for name, w in conv_weights().items()}, perception="conv")
+    assert same_weights(rule, conv_weights())
 
 
 def test_weights_of_a_model_wrapped_in_part_are_refused(file):
     weights = {("_orig_mod." if name.startswith("fc") else "") + name: w for name, w in conv_weights().items()}
     with pytest.raises(ValueError, match=r"model0\.pth: some of its tensors have the prefix _orig_mod\. and 'p0"):
         import_checkpoint(file(weights), **OPTIONS)
+    with pytest.raises(ValueError, match=r"have the prefix _orig_mod\. and 'p0"):
+        Rule.from_state_dict(weights, perception="conv")
 
 
 def test_two_files_are_coarse_and_fine(file):

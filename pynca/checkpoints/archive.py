@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..rule import bare_names
+
 _MAX_FILE = 256 << 20  # bytes; an NCA takes less than one megabyte, and the file is held in memory
 _MAX_ENTRIES = 16_384
 _MAX_PICKLE = 4 << 20  # bytes
@@ -92,8 +94,6 @@ _GLOBALS = {
 }
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "ema", "ema_state_dict", "model_ema", "state_dict_ema")
-# What wraps a model puts its own name in front of all names: DataParallel and AveragedModel, torch.compile.
-_PREFIXES = ("module.", "_orig_mod.")
 _AVERAGED = "n_averaged"  # the number of models in an AveragedModel, which stands beside its ``module.``
 
 
@@ -337,24 +337,10 @@ def _named_tensors(top: object) -> dict[str, _Tensor]:
         raise _Refusal(f"a tensor in it is not named by up to {_MAX_NAME} printable characters")
     if any(name.startswith("module.") for name in tensors):
         tensors.pop(_AVERAGED, None)
-    return {bare: tensors[name] for name, bare in _bare_names(list(tensors)).items()}
-
-
-def _bare_names(names: list[str]) -> dict[str, str]:
-    """Return names in which wrappers have left no trace; for each the original is the key's."""
-    bare = names
-    while prefix := next((p for p in _PREFIXES if any(name.startswith(p) for name in bare)), None):
-        other = next((name for name in bare if not name.startswith(prefix)), None)
-        if other is not None:
-            raise _Refusal(
-                f"some of its tensors have the prefix {prefix} and {_shown(other)} has not; save the state dict of one "
-                "model"
-            )
-        bare = [name.removeprefix(prefix) for name in bare]
-    bare = [name.replace("._orig_mod.", ".") for name in bare]  # a part of the model was compiled
-    if len(set(bare)) < len(bare):
-        raise _Refusal("two of its tensors have one name without _orig_mod; save the state dict of one model")
-    return dict(zip(names, bare, strict=True))
+    try:
+        return {bare: tensors[name] for name, bare in bare_names(list(tensors)).items()}
+    except ValueError as error:
+        raise _Refusal(str(error)) from None
 
 
 class _Machine:
