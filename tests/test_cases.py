@@ -231,8 +231,6 @@ CASES = [
 )
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
 def test_names_are_read_line_by_line(tmp_path: Path, text: str, names: list[str], encoding: str) -> None:
-    if encoding == "utf-16-le" and not text[0].isascii():
-        pytest.skip("without a mark, what begins with another letter is not recognized")
     (tmp_path / "names.txt").write_bytes(text.encode(encoding))
     assert [case.name for case in only(CASES, tmp_path / "names.txt")] == names
 

@@ -43,7 +43,10 @@ def add(commands: Commands) -> None:
     command.add_argument("--images", type=Path, required=True, metavar="DIR", help="folder of volumes or pictures")
     command.add_argument("--labels", type=Path, required=True, metavar="DIR", help="folder of labels of the same names")
     command.add_argument(
-        "--leave-out", type=Path, metavar="FILE", help="not the files or patients named in this text file"
+        "--leave-out",
+        type=Path,
+        metavar="FILE",
+        help="not the label files, or patients, named in this text file, one a line",
     )
     command.add_argument("-o", "--output", type=Path, metavar="FILE", help="the model file to write (default: MODEL)")
     command.add_argument("--samples", type=whole, default=10, metavar="N", help="runs for NQM (default 10)")

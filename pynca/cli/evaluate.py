@@ -43,7 +43,10 @@ def add(commands: Commands) -> None:
     command.add_argument("--labels", type=Path, required=True, metavar="DIR", help="folder of labels of the same names")
     command.add_argument("-m", "--model", type=Path, default=Path("hippocampus"), help=MODEL)
     command.add_argument(
-        "--cases", type=Path, metavar="FILE", help="only the label files, or patients, named in this text file"
+        "--cases",
+        type=Path,
+        metavar="FILE",
+        help="only the label files, or patients, named in this text file, one a line",
     )
     command.add_argument(
         "--by", metavar="PATTERN", help="also print groups of patients: a regular expression that finds them in names"
