@@ -141,9 +141,9 @@ def evenly(things: Sequence[T], count: int) -> list[T]:
 
 def digest(image: Path) -> str:
     """Return a hash of what a file holds, or of the files in the folder of a series; the same image has the same."""
-    files = sorted(path for path in image.iterdir() if path.is_file()) if image.is_dir() else [image]
     total = hashlib.sha256()
-    for path in files:
+    # a pipe or a device might never end; reading it as an image says what is wrong
+    for path in sorted(path for path in (image.iterdir() if image.is_dir() else [image]) if path.is_file()):
         with open(path, "rb") as file:
             while block := file.read(2**20):
                 total.update(block)
