@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .formats import dicom, dicom_seg, nifti, npy, picture
-from .formats.base import Affine, Volume
+from .formats.base import Affine, Volume, about
 from .orientation import Orientation, codes_of, displayed, to_orientation
 from .preprocessing import check_finite
 
@@ -175,7 +175,7 @@ def read_outline(path: str | os.PathLike[str], *, volume: int | Literal["all"] |
     -------
     Volume or None
         Its ``data`` has the shape and the ``nbytes`` of the image, but takes no memory and is zero. None for a
-        format whose header does not tell: DICOM and pictures.
+        format whose header does not tell: pictures.
 
     Raises
     ------
@@ -183,7 +183,9 @@ def read_outline(path: str | os.PathLike[str], *, volume: int | Literal["all"] |
         As `read_volume`, as far as the header is concerned.
     """
     path = Path(path)
-    if not path.is_file() or dicom.is_dicom(path):
+    if dicom.is_dicom(path) or (path.is_dir() and dicom.is_series(path)):
+        return dicom.outline(path)
+    if not path.is_file():
         return None
     if _ends(path, npy.SUFFIXES):
         return npy.outline(path)
@@ -273,6 +275,9 @@ def check_output(path: str | os.PathLike[str], like: Volume | None, *, of_map: b
         raise ValueError(f"{path} cannot be written: {like.name} does not say where it lies; write .png, .tif or .npy")
     if _ends(path, dicom_seg.SUFFIXES) and not like.slices:
         raise ValueError(f"{path} cannot be written: DICOM SEG refers to a DICOM series, which {like.name} is not")
+    if _ends(path, dicom_seg.SUFFIXES):
+        with about(f"{path} cannot be written: {like.name}"):
+            dicom_seg.check(like)
     if _ends(path, picture.SUFFIXES):
         pages = like.data.shape[2:] or (1,)
         if len(pages) > 1 or (pages[0] > 1 and not _ends(path, picture.PAGED)):

@@ -43,6 +43,8 @@ class Volume:
         Axes are row, column and page, as displayed. Default False.
     slices : tuple of pydicom Dataset
         Of a DICOM series, the headers of its slices in the order of ``data``. Default empty.
+    flat : bool
+        The third axis is one slice that does not say how thick it is; the affine has 1 mm. Default False.
     """
 
     data: NDArray[Any]
@@ -52,6 +54,7 @@ class Volume:
     spacing: tuple[float, ...] | None = None
     picture: bool = False
     slices: tuple[Any, ...] = ()
+    flat: bool = False
 
     @property
     def voxel_size(self) -> tuple[float, ...] | None:
@@ -63,6 +66,8 @@ class Volume:
     @property
     def voxel_volume(self) -> float | None:
         """Volume of a voxel in mm³; None for a slice without thickness, or where nobody knows."""
+        if self.flat:
+            return None
         if self.affine is not None:
             return float(abs(np.linalg.det(self.affine[:3, :3])))
         return None if self.spacing is None or len(self.spacing) < 3 else math.prod(self.spacing)
