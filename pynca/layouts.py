@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from .files import atomic_path
-from .volumes import check_output, inputs_in, output_name, split_name
+from .volumes import check_output, inputs_in, is_input, output_name, split_name
 
 _CHANNEL = re.compile(r"_(\d{4})$")
 _NNUNET = ("imagesTr", "imagesTs", "imagesVal")
@@ -58,7 +58,8 @@ def find_jobs(
         A file or a folder. Folders in it are walked through, links too; hidden files and folders are
         not looked at. Of a BIDS dataset only the anatomical images with one suffix are taken.
     places : mapping of str to path
-        From kind ("mask", "probability", ...) to where its results go. For a folder: to the folder that
+        From kind ("mask", "probability", ...) to where its results go. A folder that directly holds a DICOM
+        series is that series where the mask is named like a file. For another folder: to the folder that
         will mirror it; the results of a BIDS dataset get the names of BIDS derivatives, and in a folder
         that is called as nnU-Net calls those of images, ``_0000`` behind a name is left out. For a
         file: to a file, or to an existing folder for a file of the input's name.
@@ -91,8 +92,9 @@ def find_jobs(
             for kind, place in places.items()
         }
         jobs, folder = [_file_job(source, named)], None
-    elif _is_file_name(places["mask"]) and list(_walk(source, ())) == [source]:
-        jobs, folder = [_file_job(source, places)], None  # a DICOM series
+    elif _is_file_name(places["mask"]) and is_input(source):
+        # A DICOM series, whatever else lies beside its slices: a thumbnail, an earlier mask
+        jobs, folder = [_file_job(source, places)], None
     else:
         jobs, folder = _folder_jobs(source, places, title, suffix, ending), places["mask"]
     _check(jobs)

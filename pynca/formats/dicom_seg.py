@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import logging
 import warnings
@@ -26,11 +27,12 @@ _GROUPS = (0x08, 0x10, 0x12, 0x18, 0x20, 0x32, 0x40)  # of elements that say who
 _LOSSY = (0x00282110, 0x00282112, 0x00282114)  # whether, by how much and how the source was compressed with losses
 _SLIDE = ("ImageCenterPointCoordinatesSequence", "ContainerTypeCodeSequence")  # a series is none
 _REFERRED = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID")
-_NOT_TAKEN = (*_REFERRED, *_SLIDE, "SpecificCharacterSet", "FrameOfReferenceUID")
+_NOT_TAKEN = (*_REFERRED, *_SLIDE, "SpecificCharacterSet", "FrameOfReferenceUID", "ImagePositionPatient")
 _NO_DATE, _NO_TIME = "19000101", "000000"
 _SERIES, _MOST = 1000, 2**31 - 1  # above the numbers of a scanner; the largest number of a series
 _LONGEST, _LONGEST_MODALITY = 64, 12  # characters of a name or a UID; of what gets "_SEG" behind it
 _DIGITS = 16  # characters of a decimal number
+_TRIED = 16  # slices, before the work
 _UTF8 = "ISO_IR 192"
 _TEXTS = ("LO", "LT", "PN", "SH", "ST", "UC", "UT")
 _ONE_LINE = ("LO", "PN", "SH", "UC")
@@ -40,8 +42,10 @@ def check(like: Volume) -> None:
     """Refuse a series that no segmentation can refer to.
 
     A segmentation of a single pixel a slice is made, so that whatever there is to refuse is found before the work.
+    Slices differ in their UIDs and places, which `_sources` looks at, so that a few of many are enough.
     """
     sources = _sources(like)
+    sources = sources[:: -(-len(sources) // _TRIED)]
     for source in sources:
         source.Rows = source.Columns = 1
     frames = np.zeros((len(sources), 1, 1), np.uint8)
@@ -240,6 +244,8 @@ def _cleaned(element: Any) -> Any:
         raise ValueError("has several values")
     values = list(element.value) if element.VM > 1 else [] if element.is_empty else [element.value]
     cleaned = [_allowed(element.VR, value) for value in values]
+    if element.VR != "PN" and cleaned == values:
+        return copy.copy(element)  # with its numbers as they were written
     return pydicom.DataElement(
         element.tag, element.VR, cleaned if len(cleaned) > 1 else cleaned[0] if cleaned else None
     )
