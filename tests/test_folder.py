@@ -654,6 +654,39 @@ def test_segmentations_as_dicom(data: Path, folder: Path, segment: Any) -> None:
     assert results(folder / "masks") == before
 
 
+def test_a_series_with_other_files_beside_its_slices(data: Path, folder: Path, segment: Any) -> None:
+    """Thumbnails, arrays, an earlier mask, a folder with a scan: a mask named like a file is that of the series."""
+    pytest.importorskip("pydicom")
+    series = folder / "series"
+    shutil.copytree(data / "dicom" / "study1", series)
+    assert segment("series", "alone.nii.gz")[0] == 0
+    (series / "thumb.png").write_bytes(b"no picture, and nobody looks")
+    np.save(series / "array.npy", np.zeros((3, 3)))
+    (series / "derived").mkdir()
+    shutil.copy(folder / "alone.nii.gz", series / "derived")
+    for out in ("beside.nii.gz", "series/mask.nii.gz", "series/mask.nii.gz", "again.nii.gz"):
+        assert segment("series", out)[0] == 0
+        assert (folder / out).read_bytes() == (folder / "alone.nii.gz").read_bytes()
+    assert not (series / "manifest.json").exists()
+
+
+def test_what_dicom_seg_lacks_is_said_before_the_work(
+    data: Path, folder: Path, segment: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pydicom = pytest.importorskip("pydicom")
+    pytest.importorskip("highdicom")
+    shutil.copytree(data / "dicom" / "study1", folder / "series")
+    for path in (folder / "series").iterdir():
+        content = pydicom.dcmread(path)
+        del content.StudyInstanceUID
+        content.save_as(path)
+    monkeypatch.setattr("pynca.batch.predict", lambda *_, **__: pytest.fail("the work was done"))
+    code, _, told = segment("series", "mask.dcm")
+    assert code == 1
+    assert "mask.dcm cannot be written: series lacks what DICOM SEG needs: a slice has no StudyInstanceUID" in str(told)
+    assert not (folder / "mask.dcm").exists()
+
+
 def test_pictures_and_arrays_in_a_folder(folder: Path, segment: Any) -> None:
     image = pytest.importorskip("PIL.Image")
     (folder / "mixed").mkdir()

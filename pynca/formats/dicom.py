@@ -148,6 +148,8 @@ def _header(path: Path) -> _Head:
             header = pydicom.filereader.read_partial(file, stop_when=at_pixels)
         except pydicom.errors.InvalidDicomError:
             raise Refused("is not a DICOM file") from None
+        except RecursionError:
+            raise Refused("holds sequences in sequences, deeper than any image needs") from None
         begin = file.tell()
         there = file.seek(0, os.SEEK_END) - begin
         if not found and there == 0 and begin > _MOST_HEADER:
@@ -363,9 +365,11 @@ def _slice(head: _Head) -> _Slice:
                 "holds several frames (enhanced DICOM), which pynca does not read; convert it, as with dcm2niix"
             )
         colours = _text(header, "PhotometricInterpretation")
-        if _number(header, "SamplesPerPixel", 1) != 1 or colours not in ("MONOCHROME2", "MONOCHROME1"):
+        samples = _number(header, "SamplesPerPixel", 1)
+        if samples != 1 or colours not in ("MONOCHROME2", "MONOCHROME1"):
             told = _short(colours, quoted=False) if colours else "without photometric interpretation"
-            raise Refused(f"is not grey ({told})")
+            several = f", {samples:g} samples a pixel" if told.startswith("MONOCHROME") else ""
+            raise Refused(f"is not grey ({told}{several})")
         if colours == "MONOCHROME1":
             raise Refused("stores grey inverted (MONOCHROME1); convert it to MONOCHROME2")
         place = {tag: _place(header, tag, count) for tag, count in _PLACE.items()}
@@ -431,6 +435,8 @@ def _check_length(one: _Slice, head: _Head) -> None:
     if head.announced is None:
         raise Refused("holds no pixels")
     need = -(-one.rows * one.columns * one.bits // 8)
+    if not one.compressed and 2 * need <= head.announced < 2**32 - 1 and need > 1:
+        raise Refused(f"has pixels of {head.announced} bytes, but by its rows, columns and bits they take {need}")
     if one.compressed:
         # Of RLE, two bytes make 128 at most; what JPEG makes of its bytes is said by its own header
         most = head.there * 64 if _is_rle(one.header) else need
@@ -459,7 +465,7 @@ def _table(header: Any, *, signed: bool) -> tuple[int, NDArray[np.float64]] | No
     values = item.get("LUTData")
     if isinstance(values, bytes):
         order = "<" if header.original_encoding[1] is not False else ">"
-        values = np.frombuffer(values, "u1" if len(values) < 2 * count else f"{order}u2")
+        values = np.frombuffer(values[: len(values) & ~1], "u1" if len(values) == count else f"{order}u2")
     data = np.atleast_1d(np.asarray([] if values is None else values, np.float64))
     if not 1 <= count <= 2**16 or len(data) < count:
         raise Refused(f"has a ModalityLUTSequence of {count} values, but {len(data)} are there")
@@ -563,9 +569,17 @@ def _thickness(slices: Sequence[_Slice]) -> float | None:
     if len(slices) > 1:
         return float(_normal(slices[0]) @ (slices[-1].position - slices[0].position)) / (len(slices) - 1)
     header = slices[0].header
-    with about(slices[0].file):
-        said = [*_numbers(header, "SpacingBetweenSlices"), *_numbers(header, "SliceThickness")]
-    return next((float(mm) for mm in said if _SIZES[0] <= mm <= _SIZES[1]), None)
+    said = (_said(header, keyword) for keyword in ("SpacingBetweenSlices", "SliceThickness"))
+    return next((mm for mm in said if mm is not None), None)
+
+
+def _said(header: Any, keyword: str) -> float | None:
+    """Return a size in mm that a header says, if it can be one."""
+    try:
+        values = _numbers(header, keyword)
+    except Refused:
+        return None
+    return float(values[0]) if len(values) == 1 and _SIZES[0] <= values[0] <= _SIZES[1] else None
 
 
 def _affine(slices: Sequence[_Slice]) -> Affine:
@@ -597,11 +611,10 @@ def _doubts(slices: Sequence[_Slice]) -> list[str]:
             "affine is sheared, which viewers built on ITK refuse in NIfTI; a mask written as DICOM (.dcm) lies right "
             "in all of them"
         )
-    with about(slices[0].file):
-        said = _numbers(slices[0].header, "SpacingBetweenSlices")
-    if len(said) and not np.isclose(abs(said[0]), (thickness, np.linalg.norm(step)), rtol=_UNEVEN).any():
+    said = _said(slices[0].header, "SpacingBetweenSlices")
+    if said is not None and not np.isclose(said, (thickness, np.linalg.norm(step)), rtol=_UNEVEN).any():
         doubts.append(
-            f"says that its slices are {said[0]:.4g} mm apart (SpacingBetweenSlices), but by their positions they are "
+            f"says that its slices are {said:.4g} mm apart (SpacingBetweenSlices), but by their positions they are "
             f"{thickness:.4g} mm apart; the positions are used"
         )
     return doubts
@@ -658,6 +671,11 @@ def _raw(one: _Slice) -> NDArray[Any]:
                 "`pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg` brings those of JPEG"
             )
         _check_codestream(_frame(content), one)
+    elif one.bits > 1 and content.original_encoding[1] is not False:
+        # Not by pydicom, which takes the lowest bits for the pixel's
+        return np.frombuffer(content.PixelData, one.dtype.newbyteorder("<"), one.rows * one.columns).reshape(
+            one.rows, one.columns
+        )
     return native(np.asarray(content.pixel_array)).reshape(one.rows, one.columns)
 
 
@@ -740,7 +758,7 @@ def _used_bits(raw: NDArray[Any], one: _Slice) -> NDArray[Any]:
     """Return the bits that say a pixel's value: others can hold overlays, or anything."""
     if one.bits == 1 or one.stored == one.bits:
         return raw
-    up = raw.view(f"u{raw.itemsize}") << (one.bits - 1 - one.high)
+    up = native(raw).view(f"u{raw.itemsize}") << (one.bits - 1 - one.high)
     return up.view(one.dtype) >> (one.bits - one.stored)
 
 

@@ -27,11 +27,14 @@ _GROUPS = (0x08, 0x10, 0x12, 0x18, 0x20, 0x32, 0x40)  # of elements that say who
 _LOSSY = (0x00282110, 0x00282112, 0x00282114)  # whether, by how much and how the source was compressed with losses
 _SLIDE = ("ImageCenterPointCoordinatesSequence", "ContainerTypeCodeSequence")  # a series is none
 _REFERRED = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID")
+_ANY_IMAGE = "1.2.840.10008.5.1.4.1.1.7"  # Secondary Capture
 _NOT_TAKEN = (*_REFERRED, *_SLIDE, "SpecificCharacterSet", "FrameOfReferenceUID", "ImagePositionPatient")
 _NO_DATE, _NO_TIME = "19000101", "000000"
 _SERIES, _MOST = 1000, 2**31 - 1  # above the numbers of a scanner; the largest number of a series
 _LONGEST, _LONGEST_MODALITY = 64, 12  # characters of a name or a UID; of what gets "_SEG" behind it
 _DIGITS = 16  # characters of a decimal number
+_THICKEST = 1e4  # mm, of a slice
+_DEEPEST = 8  # sequences in sequences: what describes a patient has no more
 _TRIED = 16  # slices, before the work
 _UTF8 = "ISO_IR 192"
 _TEXTS = ("LO", "LT", "PN", "SH", "ST", "UC", "UT")
@@ -79,8 +82,9 @@ def _encoded(frames: UInt8Array, sources: Sequence[Any], labels: Mapping[int, st
     for text in (*(source.SOPInstanceUID for source in sources), *(labels[value] for value in sorted(labels))):
         digest.update(f"\0{text}".encode(errors="surrogatepass"))
     number = _SERIES + int(first.get("SeriesNumber") or 0)
-    try:
-        content = seg.Segmentation(
+
+    def made() -> Any:
+        return seg.Segmentation(
             source_images=sources,
             pixel_array=frames,
             segmentation_type="BINARY",
@@ -96,6 +100,16 @@ def _encoded(frames: UInt8Array, sources: Sequence[Any], labels: Mapping[int, st
             omit_empty_frames=False,
             series_description=f"Segmentation by pynca of {first.get('SeriesDescription', 'a series')}"[:_LONGEST],
         )
+
+    try:
+        try:
+            content = made()
+        except KeyError:  # highdicom does not know a scanner maker's own class
+            classes = {source.SOPInstanceUID: source.SOPClassUID for source in sources}
+            for source in sources:
+                source.SOPClassUID = _ANY_IMAGE
+            content = made()
+            content.walk(lambda item, element: _restore_class(item, element, classes))
         content.SpecificCharacterSet = _UTF8  # whatever the source has
         content.ContentDate = first.get("StudyDate") or _NO_DATE
         content.ContentTime = first.get("StudyTime") or _NO_TIME
@@ -119,6 +133,11 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
+
+
+def _restore_class(item: Any, element: Any, classes: Mapping[str, str]) -> None:
+    if element.keyword == "ReferencedSOPClassUID":
+        element.value = classes.get(item.get("ReferencedSOPInstanceUID"), element.value)
 
 
 def _make_repeatable(content: Any, digest: Any) -> None:
@@ -176,7 +195,7 @@ def _described(like: Volume) -> Any:
             setattr(source, keyword, None)
     source.PatientSex = source.PatientSex if source.PatientSex in ("M", "F", "O") else None
     modality = source.get("Modality") or ""
-    source.Modality = modality if 0 < len(modality) <= _LONGEST_MODALITY else "OT"
+    source.Modality = modality if modality[:1].isalpha() and len(modality) <= _LONGEST_MODALITY else "OT"
     frames = {_one_uid(each, "FrameOfReferenceUID") for each in like.slices}
     source.FrameOfReferenceUID = _own_frame(header) if len(frames) > 1 or "" in frames else frames.pop()
     source.Rows, source.Columns = like.data.shape[1], like.data.shape[0]
@@ -204,11 +223,11 @@ def _complete_thickness(source: Any, like: Volume) -> None:
     axes = like.affine[:3, :3]
     step = float(np.linalg.norm(axes[:, 2]))
     apart = float(abs(np.linalg.det(axes)) / np.linalg.norm(axes[:, 0]) / np.linalg.norm(axes[:, 1]))
-    if not (source.get("SliceThickness") or 0) > 0:
+    if not 0 < (source.get("SliceThickness") or 0) <= _THICKEST or like.flat:
         source.SliceThickness = None if like.flat else _decimal(apart)
     between = source.get("SpacingBetweenSlices") or 0
     alike = np.isclose(between, (apart, step), rtol=0.1).any()
-    if "SpacingBetweenSlices" in source and not (between > 0 and (alike or len(like.slices) == 1)):
+    if "SpacingBetweenSlices" in source and not (alike or (0 < between <= _THICKEST and len(like.slices) == 1)):
         del source.SpacingBetweenSlices  # highdicom tells it from the positions
 
 
@@ -230,15 +249,17 @@ def _valid(header: Any, tag: Any) -> Any:
     return element
 
 
-def _cleaned(element: Any) -> Any:
+def _cleaned(element: Any, depth: int = 0) -> Any:
     """Return an element with values that the standard allows, or raise whatever pydicom raises of them."""
     pydicom = optional("pydicom", "dicom", "DICOM")
     if element.VR == "SQ":
+        if depth > _DEEPEST:
+            raise ValueError("has sequences in sequences")
         items = []
         for item in element.value:
             items.append(pydicom.Dataset())
             for inner in item:
-                items[-1].add(_cleaned(inner))
+                items[-1].add(_cleaned(inner, depth + 1))
         return pydicom.DataElement(element.tag, "SQ", items)
     if element.VM > 1 and pydicom.datadict.dictionary_VM(element.tag) == "1":
         raise ValueError("has several values")
@@ -263,7 +284,7 @@ def _allowed(vr: str, value: Any) -> Any:
     if vr in ("DA", "DT", "TM") and value:
         getattr(pydicom.valuerep, vr)(str(value))  # whether there is such a day
     if vr == "DS" and len(str(value)) > _DIGITS:
-        return _decimal(value)
+        value = str(_decimal(value))
     pydicom.valuerep.validate_value(vr, str(value) if vr in ("DS", "IS") else value, pydicom.config.RAISE)
     return pydicom.valuerep.PersonName(value) if vr == "PN" else value
 
