@@ -382,6 +382,38 @@ def test_what_deflates_to_more_than_its_header_says_is_not_unpacked(tmp_path: Pa
         tracemalloc.stop()
 
 
+@pytest.mark.parametrize("bits", [8, 16, 32])
+def test_big_endian_slices(bits: int, tmp_path: Path) -> None:
+    pixels = (np.arange(12).reshape(4, 3) * 7 - 20).astype(f"i{bits // 8}")
+    stored = {"BitsAllocated": bits, "BitsStored": bits, "HighBit": bits - 1}
+    raw = pixels.astype(pixels.dtype.newbyteorder(">")).tobytes()
+    write_slice(tmp_path / "s" / "x", pixels, syntax="1.2.840.10008.1.2.2", PixelData=raw, **stored)
+    np.testing.assert_array_equal(volumes.read_volume(tmp_path / "s").data[:, :, 0].T, pixels, strict=True)
+
+
+def test_slices_of_one_bit(tmp_path: Path) -> None:
+    stored = {"BitsAllocated": 1, "BitsStored": 1, "HighBit": 0, "PixelData": b"\xaa\x55"}
+    write_slice(tmp_path / "s" / "x", np.zeros((4, 4), np.uint8), **stored)
+    assert volumes.read_volume(tmp_path / "s").data[:, :, 0].T.tolist() == [[0, 1, 0, 1]] * 2 + [[1, 0, 1, 0]] * 2
+
+
+def test_a_large_slice_in_a_small_file_is_held_against_the_memory(tmp_path: Path) -> None:
+    size = 12000
+    segment = b"\x81\0" * (size * size // 128)
+    frame = struct.pack("<16I", 2, 64, 64 + len(segment), *[0] * 13) + 2 * segment
+    frames = pydicom.encaps.encapsulate([frame])
+    write_slice(
+        tmp_path / "s" / "x", stack()[0], syntax="1.2.840.10008.1.2.5", Rows=size, Columns=size, PixelData=frames
+    )
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=r"s takes at least .* of memory to segment"):
+            pynca.predict(tmp_path / "s", random_model("sobel"), memory=512 * 10**6)
+        assert tracemalloc.get_traced_memory()[1] < 50e6
+    finally:
+        tracemalloc.stop()
+
+
 def compressed(path: Path, pixels: NDArray[Any], syntax: str, **fields: Any) -> Any:
     write_slice(path, pixels, **fields)
     content = pydicom.dcmread(path)

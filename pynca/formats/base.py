@@ -104,7 +104,7 @@ def parsing() -> Iterator[None]:
         if isinstance(problem, OSError) and problem.errno is not None:
             raise  # the disk failed, not the content
         reason = " ".join(str(problem).split()) or type(problem).__name__
-        raise Refused(f"is damaged or cut short: {reason}") from problem
+        raise Refused(f"is damaged or cut short: {reason[:300]}") from problem  # some quote the whole file
 
 
 def optional(module: str, extra: str, format_name: str) -> Any:
