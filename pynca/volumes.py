@@ -261,6 +261,8 @@ def check_output(path: str | os.PathLike[str], like: Volume | None, *, of_map: b
     ------
     ValueError
         The name ends in no format that can be written, or the image has not what the format needs.
+    ImportError
+        highdicom, which writes DICOM SEG, is not installed.
     """
     allowed = MAPS if of_map else MASKS
     if _ends(path, picture.LOSSY):

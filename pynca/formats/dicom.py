@@ -661,6 +661,8 @@ def _raw(one: _Slice) -> NDArray[Any]:
     need = one.rows * one.columns * max(one.bits // 8, 1)
     with _opened(one.file, need + 2 * _MOST_HEADER) as file:
         content = pydicom.dcmread(file)
+    if "PixelData" not in content:
+        raise Refused("is damaged or cut short: its pixels cannot be told from what follows them")
     if one.compressed:
         syntax = _syntax(content)
         if _is_rle(content):
