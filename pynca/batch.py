@@ -118,6 +118,7 @@ def run_case(
                 "done",
                 outputs={kind: manifest.relative(path) for kind, path in job.outputs.items()},
                 mask_sha256=digest(job.outputs["mask"]),
+                preview_sha256=digest(job.outputs["preview"]) if "preview" in job.outputs else None,
                 quality=quality,
                 reasons=reasons,
                 nqm=rounded(result.nqm),
@@ -126,9 +127,9 @@ def run_case(
         except Exception as error:  # whatever one file brings about, the others can still be done
             if manifest.folder is not None:
                 _remove(job)
-            text = sentence(error)
-            entry = Entry(job.name, sha256, "failed", text if str(job.source) in text else f"{job.source}: {text}")
-    said = [" ".join(str(doubt.message).split()) for doubt in doubts]
+            entry = Entry(job.name, sha256, "failed", sentence(error, job.source))
+    # Other warnings are a library's, about its own affairs: of a computation, of a function that will go
+    said = [sentence(str(doubt.message)) for doubt in doubts if issubclass(doubt.category, UserWarning)]
     return replace(entry, warnings=said, seconds=round(time.perf_counter() - start, 3))
 
 
@@ -168,11 +169,14 @@ def open_manifest(
     if overwrite:
         return new
     if (folder / FILE).exists():
-        manifest = Manifest.read(folder)
+        try:
+            manifest = Manifest.read(folder)
+        except ValueError as error:
+            raise ValueError(f"{error}; remove it, or give overwrite=True") from None
         differing = manifest.differences(new)
         if differing:
             what = " and ".join(differing)
-            raise ValueError(f"{folder} was made with {what}; choose another OUT, or give --overwrite to begin anew")
+            raise ValueError(f"{folder} was made with {what}; choose another OUT, or give overwrite=True to begin anew")
     else:
         manifest = new
     if not skip_existing:
@@ -218,7 +222,7 @@ def _is_kept(job: Job, manifest: Manifest, *, skip_existing: bool) -> bool:
     sha256 = _digest(job.source) if earlier is not None or (skip_existing and there) else None
     if earlier is not None and earlier.status == "done":
         outputs = {kind: manifest.relative(path) for kind, path in job.outputs.items()}
-        if there and outputs["mask"] == earlier.outputs["mask"] and _digest(mask) != earlier.mask_sha256:
+        if there and outputs["mask"] == earlier.outputs.get("mask") and _digest(mask) != earlier.mask_sha256:
             warnings.warn(f"{mask} was changed since it was made; it is left alone and not counted", stacklevel=3)
             skip_existing = True
         elif sha256 is not None and sha256 == earlier.sha256:
@@ -243,7 +247,7 @@ def _check_unknown(job: Job, manifest: Manifest) -> None:
         if path.exists() and manifest.relative(path) not in made:
             raise ValueError(
                 f"{path} is there already and {manifest.folder}/{FILE} does not say what made it; "
-                "--skip-existing leaves it alone, --overwrite replaces it"
+                "skip_existing=True leaves it alone, overwrite=True replaces it"
             )
 
 

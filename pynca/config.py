@@ -132,7 +132,7 @@ def show_config() -> None:
     rows = {
         "pynca": build["version"],
         "instruction set": f"{_core.isa()} (available: {isas}; PYNCA_ISA chooses)",
-        "threads": f"{thread_count()} (PYNCA_NUM_THREADS or threads= chooses)",
+        "threads": f"{thread_count()} (PYNCA_NUM_THREADS, or an argument, chooses)",
         "build": f"{build['target']}, {build['compiler']}",
         "python": f"{platform.python_version()}, numpy {np.__version__}, {platform.system()} {platform.machine()}",
     }

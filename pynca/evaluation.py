@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, fields
 
 import numpy as np
 
+from .errors import printable
 from .files import atomic_path
 from .metrics import bootstrap_interval, hard_dice, hd95, soft_dice, volume_error
 from .model import Model
@@ -206,7 +207,7 @@ def group_table(scores: Sequence[Score], pattern: str) -> str:
         distances = np.array([score.hd95 for score in members])
         distance = f"{distances[np.isfinite(distances)].mean():8.2f}" if np.isfinite(distances).any() else ""
         lines.append(
-            f"{name:14} {len(of_patients):8}  {np.mean(of_patients):.4f} +- {np.std(of_patients):.4f}  "
+            f"{printable(name):14} {len(of_patients):8}  {np.mean(of_patients):.4f} +- {np.std(of_patients):.4f}  "
             f"{len(members):9} {dice.mean():10.4f} {np.median(dice):7.4f} {100 * np.mean(dice < 0.5):8.1f} %  "
             f"{distance}"
         )

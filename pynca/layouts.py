@@ -186,7 +186,9 @@ def _bids_inputs(folder: Path, suffix: str) -> list[Path]:
     taken = [path for path in inside if path.is_dir() or anatomical.get(path) == suffix]
     if anatomical and not taken:
         others = ", ".join(sorted(set(anatomical.values())))
-        raise ValueError(f"{folder} has no anatomical image with the suffix {suffix}, but {others}; see --bids-suffix")
+        raise ValueError(
+            f"{folder} has no anatomical image with the suffix {suffix}, but {others}; suffix= chooses one"
+        )
     return taken
 
 

@@ -11,8 +11,10 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_type_hints
 
+from . import jsontext
+from .errors import brief, quoted
 from .files import atomic_path
 from .statistics import LabelStatistics
 
@@ -23,6 +25,9 @@ Status = Literal["done", "failed", "skipped"]
 # Up to so many cases the manifest is written after each; beyond, not more than once in so many seconds, since
 # writing all cases after each takes time that grows with their square
 _CASES, _SECONDS = 1000, 1.0
+
+_LARGEST = 512 * 2**20  # bytes of a manifest that is read: that of half a million cases
+_AGES = 1e10  # seconds, more than any run takes
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,8 @@ class Entry:
         Kind ("mask", "probability", "uncertainty", "preview") to path, relative to the folder of results.
     mask_sha256 : str or None
         `digest` of the mask as it was written, by which it is told from one that was changed by hand.
+    preview_sha256 : str or None
+        `digest` of the preview, by which `pynca.report` knows one that lies elsewhere.
     quality : {"ok", "review"} or None
         None where nothing judged it.
     reasons : list of str
@@ -61,6 +68,7 @@ class Entry:
     warnings: list[str] = field(default_factory=list)
     outputs: Mapping[str, str] = field(default_factory=dict)
     mask_sha256: str | None = None
+    preview_sha256: str | None = None
     quality: str | None = None
     reasons: list[str] = field(default_factory=list)
     nqm: float | None = None
@@ -117,20 +125,13 @@ class Manifest:
         OSError
             It is not there or cannot be read.
         """
-        path = folder / FILE
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            if content["schema"] != SCHEMA:
-                raise ValueError(f"it has schema {content['schema']!r}, and this pynca reads {SCHEMA}")
-            manifest = cls(folder, ModelFile(**content["model"]), content["options"])
-            manifest.version, manifest.started = content["pynca"], content["started"]
-            manifest._before = float(content["seconds"])
-            manifest.pending = set(content["pending"])
-            for case in content["cases"]:
-                manifest.put(_entry(case))
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            reason = " ".join(str(error).split())
-            raise ValueError(f"{path} is damaged or not pynca's ({reason}); remove it, or give --overwrite") from None
+        saved = read_manifest(folder / FILE)
+        manifest = cls(folder, ModelFile(**saved["model"]), saved["options"])
+        manifest.version, manifest.started = saved["pynca"], saved["started"]
+        manifest._before = saved["seconds"]
+        manifest.pending = set(saved["pending"])
+        for entry in saved["cases"]:
+            manifest.put(entry)
         return manifest
 
     def __enter__(self) -> Manifest:
@@ -249,13 +250,81 @@ def model_file(path: str | os.PathLike[str], name: str = "") -> ModelFile:
     return ModelFile(name or file.stem, file.name, digest(file))
 
 
-def _entry(case: dict[str, Any]) -> Entry:
-    """Read a case, and check what is used of it again."""
-    entry = Entry(**{**case, "labels": [LabelStatistics(**label) for label in case["labels"]]})
-    texts = [entry.input, *entry.outputs, *entry.outputs.values()]
-    if entry.status not in get_args(Status) or not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"it has the case {entry.input!r} with status {entry.status!r}")
-    return entry
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Read a manifest, whoever wrote it, and check all that it says.
+
+    Returns
+    -------
+    dict
+        "pynca", "started" : str; "model" : dict of str, fields of `ModelFile`; "options" : dict; "seconds" : float;
+        "pending" : list of str; "cases" : list of Entry.
+
+    Raises
+    ------
+    ValueError
+        It is damaged or of another kind; the sentence names it.
+    OSError
+        It is not there or cannot be read.
+    """
+    try:
+        content = jsontext.read(path, _LARGEST, surrogates=True)  # names of files that are no text
+        if not isinstance(content, dict):
+            raise ValueError(f"it is {quoted(content)}; it must be a JSON object")
+        schema = content.get("schema")
+        if schema != SCHEMA or isinstance(schema, bool):
+            raise ValueError(f"it has schema {quoted(schema)}; this pynca reads {SCHEMA}")
+        head = {"pending": [], **{name: value for name, value in content.items() if name in get_type_hints(_Head)}}
+        saved = asdict(jsontext.build(_Head, head))
+        _check_time(saved["started"], saved["seconds"])
+        _check_options(saved["options"])
+        saved["cases"] = _entries(content.get("cases"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged or not pynca's: {brief(error)}") from None
+    return saved
+
+
+@dataclass(frozen=True)
+class _Head:
+    pynca: str
+    model: ModelFile
+    options: Mapping[str, Any]
+    started: str
+    seconds: float
+    pending: list[str]
+
+
+def _check_time(started: str, seconds: float) -> None:
+    try:
+        datetime.fromisoformat(started)
+    except ValueError:
+        raise ValueError(f"started is {quoted(started)}; it must be a date and a time") from None
+    if not 0 <= seconds < _AGES:
+        raise ValueError(f"seconds is {seconds!r}; it must be a number of seconds")
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    """Check the one option that is used again, as which volume of a file to draw."""
+    volume = options.get("volume")
+    if volume not in (None, "all") and (type(volume) is not int or volume < 0):
+        raise ValueError(f"options: volume is {quoted(volume)}; it must be a whole number, 'all' or null")
+
+
+def _entries(cases: object) -> list[Entry]:
+    if not isinstance(cases, list):
+        raise ValueError(f"cases is {quoted(cases)}; it must be a list")
+    found: dict[str, Entry] = {}
+    for n, case in enumerate(cases):
+        entry = jsontext.build(Entry, case, f"case {n}")
+        if entry.input in found:
+            raise ValueError(f"it has the case {quoted(entry.input)} twice")
+        if entry.quality not in (None, "ok", "review"):
+            raise ValueError(f"case {n}: quality is {quoted(entry.quality)}; it must be 'ok', 'review' or null")
+        if not 0 <= entry.seconds < _AGES or any(label.voxels < 0 for label in entry.labels):
+            raise ValueError(f"case {n}: seconds and voxels must not be below 0")
+        if any(len(axis) != 2 for label in entry.labels for axis in label.bounding_box or ()):
+            raise ValueError(f"case {n}: a bounding box must be two numbers for each axis")
+        found[entry.input] = entry
+    return list(found.values())
 
 
 def _version() -> str:

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import json
 import os
-import reprlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from . import _core, tensorfile, zoo
+from . import _core, jsontext, tensorfile, zoo
+from .errors import brief, quoted
 from .inputs import Expected
 from .postprocessing import STEPS
 from .preprocessing import SHRINK, Preparation, check_finite
 from .quality import Quality
 from .rule import FloatArray, Rule, check_masks, whole_number
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -317,23 +320,22 @@ def load_model(path: str | os.PathLike[str]) -> Model:
         The file does not exist or cannot be read.
     """
     path = zoo.find(str(path)) or Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist; {zoo.others(str(path))}")
     tensors, metadata = tensorfile.read(path)
     if metadata.get("format") != "pynca":
         raise ValueError(f"{path} is a safetensors file without pynca's metadata; `pynca import` makes models")
     if metadata.get("format_version") != FORMAT_VERSION:
         raise ValueError(
-            f"{path} has format version {metadata.get('format_version')!r}; this pynca reads {FORMAT_VERSION}"
+            f"{path} has format version {quoted(metadata.get('format_version'))}; this pynca reads {FORMAT_VERSION}"
         )
     try:
         return _model(tensors, metadata)
-    except KeyError as error:
-        raise ValueError(f"{path}: the model's metadata misses {error.args[0]!r}") from None
-    except (TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{path} is not a valid model: {error}") from None
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} is not a valid model: {brief(error)}") from None
 
 
 FORMAT_VERSION = "1"
-_short = reprlib.Repr()
 
 
 def _enlarged(state: FloatArray | None, shape: tuple[int, int, int, int]) -> FloatArray:
@@ -372,11 +374,16 @@ def _metadata(model: Model) -> dict[str, str]:
     }
 
 
+_LEVEL = {"perception", "padding", "input_channels", "fire_rate", "steps", "scale"}
+
+
 def _model(tensors: dict[str, FloatArray], metadata: dict[str, str]) -> Model:
+    saved = _json(metadata, "levels", list)
+    if len(saved) > _core.MAX_LEVELS:
+        raise ValueError(f"it has {len(saved)} levels; it may have {_core.MAX_LEVELS}")
     levels = []
-    for n, entry in enumerate(_json(metadata, "levels", list)):
-        if not isinstance(entry, dict):
-            raise ValueError(f"its level {n} is {_short.repr(entry)}; it must be a JSON object")
+    for n, entry in enumerate(saved):
+        jsontext.check_names(entry, _LEVEL, {"perception", "steps", "scale"}, f"its level {n}")
         prefix = f"levels.{n}."
         weights = {name.removeprefix(prefix): w for name, w in tensors.items() if name.startswith(prefix)}
         steps, scale = entry.pop("steps"), entry.pop("scale")
@@ -386,19 +393,38 @@ def _model(tensors: dict[str, FloatArray], metadata: dict[str, str]) -> Model:
         raise ValueError(f"it holds {len(tensors)} tensors, but its {len(levels)} levels have {used}")
     return Model(
         levels,
-        Preparation(**_json(metadata, "preparation", dict)),
-        labels={int(value): name for value, name in _json(metadata, "labels", dict).items()},
+        _part(Preparation, metadata, "preparation"),
+        labels=_labels(_json(metadata, "labels", dict)),
         threshold=_json(metadata, "threshold", float),
         postprocessing=_json(metadata, "postprocessing", list) if "postprocessing" in metadata else (),
         card=Card(**{f.name: metadata.get(f.name, "") for f in fields(Card)}),
-        expected=Expected(**_json(metadata, "expected", dict)) if "expected" in metadata else None,
-        quality=Quality(**_json(metadata, "quality", dict)) if "quality" in metadata else None,
+        expected=_part(Expected, metadata, "expected") if "expected" in metadata else None,
+        quality=_part(Quality, metadata, "quality") if "quality" in metadata else None,
     )
 
 
+def _part(cls: type[_T], metadata: dict[str, str], key: str) -> _T:
+    """Return a part of a model, which itself checks every value."""
+    saved = _json(metadata, key, dict)
+    jsontext.check_names(saved, *jsontext.names_of(cls), f"{key} in the metadata")
+    return cls(**saved)
+
+
+def _labels(saved: dict[str, str]) -> dict[int, str]:
+    for value in saved:
+        if not re.fullmatch("[0-9]{1,3}", value):
+            raise ValueError(f"labels hold the value {quoted(value)}; it must be a whole number from 1 to 255")
+    return {int(value): name for value, name in saved.items()}
+
+
 def _json(metadata: dict[str, str], key: str, kind: type) -> Any:
-    value = json.loads(metadata[key])
+    if key not in metadata:
+        raise ValueError(f"its metadata misses {key!r}")
+    try:
+        value = jsontext.parse(metadata[key])
+    except ValueError as error:
+        raise ValueError(f"its {key!r} cannot be used: {error}") from None
     if not isinstance(value, kind):
         wanted = {list: "list", dict: "object", float: "number with a decimal point"}[kind]
-        raise ValueError(f"its {key!r} is {_short.repr(value)}; it must be a JSON {wanted}")
+        raise ValueError(f"its {key!r} is {quoted(value)}; it must be a JSON {wanted}")
     return value

@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from types import TracebackType
 
+from .errors import printable
+
 _CELLS = 24
 
 
@@ -78,7 +80,8 @@ class Progress:
         bar = "#" * round(done * _CELLS)
         left = f"{_duration((now - self._start) * (1 - done) / done)} left" if self._done else ""
         room = max(_columns() - _CELLS - 24, 8)  # a line that is too long wraps and cannot be redrawn
-        label = self._label if len(self._label) <= room else f"...{self._label[3 - room :]}"
+        text = printable(self._label)
+        label = text if len(text) <= room else f"...{text[3 - room :]}"
         sys.stderr.write(f"\r{label} [{bar:<{_CELLS}}] {done:4.0%} {left}\x1b[K")
         sys.stderr.flush()
 

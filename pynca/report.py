@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
-import json
 import math
 import os
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from html import escape
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
 
+from .errors import printable, sentence
 from .files import atomic_path
-from .manifest import FILE, SCHEMA
+from .jsontext import content
+from .manifest import FILE, read_manifest
 from .preview import draw_preview, png
 from .volumes import read_label, read_volume
 
@@ -67,28 +70,18 @@ def write_report(
     folder = Path(folder)
     page = folder / "report.html" if path is None else Path(path)
     manifest = _read(folder / FILE)
-    try:
-        place = _Place(folder, page.parent, None if inputs is None else Path(inputs), manifest["options"].get("volume"))
-        content = _page(manifest, place)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{folder / FILE} is not a manifest that pynca wrote: {error!r}") from None
+    place = _Place(folder, page.parent, None if inputs is None else Path(inputs), manifest["options"].get("volume"))
+    text = _page(manifest, place)
     with atomic_path(page) as beside:
-        beside.write_text(content, encoding="utf-8", newline="\n")
+        beside.write_text(text, encoding="utf-8", newline="\n")
     return page
 
 
 def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"there is no {path}; `pynca segment` writes it where it segments a folder")
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from None
-    schema = manifest.get("schema") if isinstance(manifest, dict) else None
-    if schema != SCHEMA:
-        raise ValueError(f"{path} has schema {schema!r}; this pynca reads {SCHEMA}")
-    content: dict[str, Any] = manifest
-    return content
+    manifest = read_manifest(path)
+    return {**manifest, "cases": [asdict(entry) for entry in manifest["cases"]]}
 
 
 class _Place:
@@ -99,12 +92,21 @@ class _Place:
         self.volume = volume  # which one of files with four axes
 
     def result(self, case: Mapping[str, Any], kind: str) -> Path | None:
-        """Return a result of a case, if there is one."""
+        """Return a result of a case, if there is one.
+
+        It must lie in the folder of results, or be a preview that has the SHA-256 which the manifest says: whoever
+        wrote the manifest knew it then, and did not name a file of this computer to have it shown.
+        """
         name = case["outputs"].get(kind)
-        return None if name is None else self._found(self.folder / name)
+        found = None if name is None else _within(self.folder, name)
+        if found is None and name is not None and kind == "preview" and case["preview_sha256"] is not None:
+            with contextlib.suppress(OSError, ValueError):
+                if hashlib.sha256(content(self.folder / name, _LARGEST_PREVIEW)).hexdigest() == case["preview_sha256"]:
+                    return self.folder / name
+        return found
 
     def input(self, case: Mapping[str, Any]) -> Path | None:
-        return None if self.inputs is None else self._found(self.inputs / case["input"])
+        return None if self.inputs is None else _within(self.inputs, case["input"])
 
     def link(self, path: Path) -> str | None:
         """Return the address of a file as seen from the page; it never names a host or a scheme."""
@@ -114,12 +116,15 @@ class _Place:
             return None
         return quote(os.fsencode(Path(relative).as_posix()))
 
-    @staticmethod
-    def _found(path: Path) -> Path | None:
-        try:
-            return path if path.exists() else None
-        except (OSError, ValueError):  # a name that the system cannot have
-            return None
+
+def _within(folder: Path, name: str) -> Path | None:
+    """Return the file or series of a name in a folder, links followed: a manifest can name what is not its to show."""
+    try:
+        path, top = Path(os.path.realpath(folder / name)), Path(os.path.realpath(folder))
+        inside = top in (path, *path.parents) and not os.path.isabs(name)
+        return folder / name if inside and (path.is_file() or path.is_dir()) else None
+    except (OSError, ValueError):  # a name that the system cannot have
+        return None
 
 
 # --- the page -----------------------------------------------------------------------------------------
@@ -235,8 +240,6 @@ def _provenance(manifest: Mapping[str, Any]) -> str:
 def _state(case: Mapping[str, Any]) -> str:
     """Return which of the page's states a case is in."""
     status, quality = case["status"], case["quality"]
-    if status not in ("done", "failed", "skipped") or quality not in ("ok", "review", None):
-        raise ValueError(f"{case['input']!r} has status {status!r} and quality {quality!r}")
     return str(status if quality is None or status == "failed" else quality)
 
 
@@ -311,7 +314,7 @@ def _film(case: Mapping[str, Any], place: _Place) -> str:
     try:
         source = base64.b64encode(_picture(case, place)).decode()
     except (OSError, ValueError, TypeError, ImportError, MemoryError) as error:
-        return f'<p class="film none">No picture: {_text(error)}</p>'
+        return f'<p class="film none">No picture: {_text(sentence(error))}</p>'
     found = " and ".join(_text(label["name"]) for label in case["labels"] if label["voxels"])
     alt = f"Slices of {name} with the outline of {found}" if found else f"Slices of {name}"
     return (
@@ -323,16 +326,21 @@ def _film(case: Mapping[str, Any], place: _Place) -> str:
 def _picture(case: Mapping[str, Any], place: _Place) -> bytes:
     preview = place.result(case, "preview")
     if preview is not None:
-        with open(preview, "rb") as file:
-            content = file.read(_LARGEST_PREVIEW + 1)
-        if content[:8] != b"\x89PNG\r\n\x1a\n" or len(content) > _LARGEST_PREVIEW:
+        try:
+            picture = content(preview, _LARGEST_PREVIEW)
+        except ValueError:
+            picture = b""
+        if picture[:8] != b"\x89PNG\r\n\x1a\n":
             raise ValueError(f"{preview.name} is not a PNG of less than 8 MB")
-        return content
+        return picture
     mask, image = place.result(case, "mask"), place.input(case)
     if mask is None:
         raise ValueError("there is neither a preview nor a mask")
     if image is None:
-        raise ValueError("there is no preview; segment with --preview, or give the folder of the inputs with --inputs")
+        lacking = (
+            "without the folder of the inputs" if place.inputs is None else f"without {case['input']} in {place.inputs}"
+        )
+        raise ValueError(f"there is no preview in the folder of results, and {lacking} none can be drawn")
     volume, drawn = read_volume(image, volume=place.volume), read_label(mask).data
     if drawn.shape != volume.data.shape:
         raise ValueError(f"the mask has shape {drawn.shape}, the input {volume.data.shape}")
@@ -344,7 +352,7 @@ def _picture(case: Mapping[str, Any], place: _Place) -> bytes:
 
 def _text(value: object) -> str:
     """Return text for HTML, without what would command the reader's program, such as a change of direction."""
-    return escape("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(str(value).split())))
+    return escape(" ".join(printable(str(value)).split()))
 
 
 def _number(value: float | None, digits: int, unit: str = "") -> str:

@@ -458,9 +458,7 @@ def _check_expected(image: Volume, model: Model, *, strict: bool) -> None:
     """Refuse an image that the model was not made for, or warn of it."""
     problems = check_input(image, model)
     if problems and strict:
-        raise ValueError(
-            f"{'; '.join(problems)}; bundled models are {', '.join(names())}, and strict=False (--force) goes on anyway"
-        )
+        raise ValueError(f"{'; '.join(problems)}; bundled models are {', '.join(names())}; strict=False goes on anyway")
     for problem in problems:
         warnings.warn(problem, UserWarning, stacklevel=3)
 
@@ -479,7 +477,7 @@ def _warn_of_spacing(spacing: Sequence[float]) -> None:
     told = " x ".join(f"{mm:g}" for mm in spacing)
     warnings.warn(
         f"pictures and arrays do not say how large their pixels are: the model's {told} mm are assumed; "
-        "spacing= (--spacing) says otherwise",
+        "spacing= says otherwise",
         UserWarning,
         stacklevel=3,
     )

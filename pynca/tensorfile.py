@@ -10,14 +10,15 @@ from __future__ import annotations
 import json
 import math
 import os
-import reprlib
 import sys
 from collections.abc import Mapping
-from typing import Any, BinaryIO, NamedTuple, NoReturn
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from . import jsontext
+from .errors import quoted
 from .files import atomic_path
 
 MAX_HEADER = 4 * 2**20
@@ -25,8 +26,6 @@ MAX_AXES = 32  # of every NumPy; 2.0 and later allow 64
 
 _METADATA = "__metadata__"
 _FIELDS = ("dtype", "shape", "data_offsets")
-_short = reprlib.Repr()
-_short.maxstring = _short.maxlong = _short.maxother = 60
 
 
 class _Entry(NamedTuple):
@@ -130,52 +129,28 @@ def _parse(block: bytes) -> dict[str, Any]:
     if not text.startswith("{"):
         raise ValueError(f"its header begins with {text[:8]!r}; it must be a JSON object")
     try:
-        header: dict[str, Any] = json.loads(
-            text, object_pairs_hook=_unique, parse_int=_integer, parse_constant=_constant
-        )
-    except json.JSONDecodeError as problem:
-        raise ValueError(f"its header is not JSON at character {problem.pos}: {problem.msg}") from None
-    except RecursionError:
-        raise ValueError("its header is nested too deeply; tensors and text need three levels") from None
+        header: dict[str, Any] = jsontext.parse(text, surrogates=True)  # whatever is text is checked below
+    except ValueError as problem:
+        raise ValueError(f"its header cannot be used: {problem}") from None
     return header
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in fields:
-            raise ValueError(f"its header has {_short.repr(name)} twice; every name must be there once")
-        fields[name] = value
-    return fields
-
-
-def _integer(digits: str) -> int:
-    """Refuse long numbers before they are converted, which takes quadratic time in some Pythons."""
-    if len(digits) > 19:
-        raise ValueError(f"its header holds a number of {len(digits)} digits; no size or offset needs more than 19")
-    return int(digits)
-
-
-def _constant(name: str) -> NoReturn:
-    raise ValueError(f"its header holds {name}; JSON has no such number")
 
 
 def _checked_metadata(metadata: object) -> dict[str, str]:
     if not isinstance(metadata, dict):
-        raise ValueError(f"its metadata is {_short.repr(metadata)}; it must map text to text")
+        raise ValueError(f"its metadata is {quoted(metadata)}; it must map text to text")
     return {
-        _checked_text(key, "a key of the metadata"): _checked_text(value, f"metadata {_short.repr(key)}")
+        _checked_text(key, "a key of the metadata"): _checked_text(value, f"metadata {quoted(key)}")
         for key, value in metadata.items()
     }
 
 
 def _checked_text(text: object, what: str) -> str:
     if not isinstance(text, str):
-        raise ValueError(f"{what} is {_short.repr(text)}; it must be text")
+        raise ValueError(f"{what} is {quoted(text)}; it must be text")
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise ValueError(f"{what} is {_short.repr(text)}; it must not hold half a surrogate pair") from None
+        raise ValueError(f"{what} is {quoted(text)}; it must not hold half a surrogate pair") from None
     return text
 
 
@@ -184,29 +159,29 @@ def _checked_array(name: str, tensor: NDArray[np.float32]) -> NDArray[np.float32
     if name == _METADATA:
         raise ValueError(f"a tensor is named {_METADATA!r}; the format keeps that name for text")
     if array.dtype.newbyteorder("=") != np.float32:
-        raise ValueError(f"tensor {_short.repr(name)} has dtype {array.dtype}; it must be float32")
+        raise ValueError(f"tensor {quoted(name)} has dtype {array.dtype}; it must be float32")
     _check_finite(name, array)
     return array.astype("<f4", copy=False)
 
 
 def _entry(name: str, fields: object) -> _Entry:
-    what = f"tensor {_short.repr(_checked_text(name, 'the name of a tensor'))}"
+    what = f"tensor {quoted(_checked_text(name, 'the name of a tensor'))}"
     if not isinstance(fields, dict) or set(fields) != set(_FIELDS):
         found = sorted(fields) if isinstance(fields, dict) else fields
-        raise ValueError(f"{what} is described by {_short.repr(found)}; it must have {', '.join(_FIELDS)}")
+        raise ValueError(f"{what} is described by {quoted(found)}; it must have {', '.join(_FIELDS)}")
     dtype, shape, offsets = (fields[field] for field in _FIELDS)
     if dtype != "F32":
-        raise ValueError(f"{what} has dtype {_short.repr(dtype)}; only F32 (float32) is read, so convert it first")
+        raise ValueError(f"{what} has dtype {quoted(dtype)}; only F32 (float32) is read, so convert it first")
     if not _whole_numbers(shape) or len(shape) > MAX_AXES:
-        raise ValueError(f"{what} has shape {_short.repr(shape)}; it must be at most {MAX_AXES} whole numbers from 0")
+        raise ValueError(f"{what} has shape {quoted(shape)}; it must be at most {MAX_AXES} whole numbers from 0")
     if not _whole_numbers(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise ValueError(f"{what} has data_offsets {_short.repr(offsets)}; they must be its begin and its end")
+        raise ValueError(f"{what} has data_offsets {quoted(offsets)}; they must be its begin and its end")
     # NumPy leaves axes of size 0 out of the product, too, when it checks that a shape can be addressed
     if math.prod(n for n in shape if n > 0) > sys.maxsize // 4:
-        raise ValueError(f"{what} has shape {_short.repr(shape)}; no computer can hold that many values")
+        raise ValueError(f"{what} has shape {quoted(shape)}; no computer can hold that many values")
     needs, has = 4 * math.prod(shape), offsets[1] - offsets[0]
     if needs != has:
-        raise ValueError(f"{what} of shape {_short.repr(shape)} takes {has} bytes; it must take {needs}")
+        raise ValueError(f"{what} of shape {quoted(shape)} takes {has} bytes; it must take {needs}")
     return _Entry(name, tuple(shape), offsets[0], offsets[1])
 
 
@@ -218,7 +193,7 @@ def _check_layout(entries: list[_Entry], size: int) -> None:
     """Check that sorted entries follow each other without gap or overlap up to the end of the data."""
     position, before = 0, "the header"
     for entry in entries:
-        what = f"tensor {_short.repr(entry.name)}"
+        what = f"tensor {quoted(entry.name)}"
         if entry.begin != position:
             wrong = "overlaps" if entry.begin < position else "leaves a hole after"
             raise ValueError(f"{what} begins at byte {entry.begin} and {wrong} {before}; it must begin at {position}")
@@ -232,7 +207,7 @@ def _check_layout(entries: list[_Entry], size: int) -> None:
 def _tensor(stream: BinaryIO, entry: _Entry) -> NDArray[np.float32]:
     block = stream.read(entry.end - entry.begin)
     if len(block) != entry.end - entry.begin:
-        raise ValueError(f"it ends within tensor {_short.repr(entry.name)}; it may be changing right now")
+        raise ValueError(f"it ends within tensor {quoted(entry.name)}; it may be changing right now")
     tensor: NDArray[np.float32] = np.ndarray(entry.shape, "<f4", block).astype(np.float32)
     _check_finite(entry.name, tensor)
     return tensor
@@ -241,6 +216,4 @@ def _tensor(stream: BinaryIO, entry: _Entry) -> NDArray[np.float32]:
 def _check_finite(name: str, tensor: NDArray[np.float32]) -> None:
     wrong = tensor.size - np.count_nonzero(np.isfinite(tensor))
     if wrong:
-        raise ValueError(
-            f"tensor {_short.repr(name)} has {wrong} values of {tensor.size} that are not finite; all must be"
-        )
+        raise ValueError(f"tensor {quoted(name)} has {wrong} values of {tensor.size} that are not finite; all must be")

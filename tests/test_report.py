@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import hashlib
 import json
+import os
 import re
 import shutil
+import tempfile
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -14,14 +18,17 @@ from urllib.parse import unquote
 import nibabel
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import browser
 import pynca
 from pynca import cli
+from pynca.manifest import Manifest
 from pynca.preview import draw_preview, png, write_preview
 from pynca.report import write_report
 from pynca.volumes import read_volume
-from support import random_model
+from support import JSON, random_model, replaced
 
 MODEL = random_model()
 HOSTILE = (
@@ -236,21 +243,83 @@ def test_an_empty_folder_has_a_page(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("{", "manifest.json is damaged: "),
-        ("[" * 100_000, "manifest.json is damaged: "),
-        ("[]", "has schema None; this pynca reads 1"),
-        ('{"schema": 2}', "has schema 2; this pynca reads 1"),
-        ('{"schema": 1, "options": {}}', "is not a manifest that pynca wrote: KeyError('cases')"),
-        ('{"schema": 1, "options": {}, "cases": [1]}', "is not a manifest that pynca wrote: TypeError"),
+        ("{", "it is not JSON at character 1"),
+        ("[" * 100_000, "it is nested too deeply"),
+        ("[]", "it must be a JSON object"),
+        ('{"schema": 2}', "it has schema 2; this pynca reads 1"),
+        ('{"schema": 1, "options": {}}', "it misses 'model'"),
+        ({"cases": [1]}, "case 0 is 1; it must be a JSON object"),
+        ({"cases": None}, "cases is None; it must be a list"),
+        (
+            {"cases": [case("a", labels=[label(10, 0.1) | {"voxels": "9"}])]},
+            "case 0.labels[0].voxels is '9'; it must be",
+        ),
+        ({"cases": [case("a", seconds="1")]}, "case 0.seconds is '1'; it must be a number"),
+        ({"cases": [case("a", status="lost")]}, "case 0.status is 'lost'; it must be 'done' or 'failed' or 'skipped'"),
+        ({"cases": [case("a", quality="good")]}, "case 0: quality is 'good'; it must be 'ok', 'review' or null"),
+        ({"cases": [case("a"), case("a")]}, "it has the case 'a' twice"),
+        ({"options": {"volume": "../x"}}, "options: volume is '../x'; it must be a whole number"),
+        ({"options": {"volume": -1}}, "options: volume is -1"),
+        ({"started": "yesterday"}, "started is 'yesterday'; it must be a date"),
+        ({"seconds": -1}, "seconds is -1.0"),
+        ({"model": {"name": "a"}}, "model misses 'file'"),
+        ({"pynca": "1" * 100_000, "started": "x" * 100_000}, "started is 'xxx"),
     ],
 )
-def test_a_wrong_manifest_is_one_sentence(tmp_path: Path, capsys: Any, content: str, said: str) -> None:
-    (tmp_path / "manifest.json").write_text(content)
+def test_a_wrong_manifest_is_one_sentence(tmp_path: Path, capsys: Any, content: Any, said: str) -> None:
+    if isinstance(content, str):
+        (tmp_path / "manifest.json").write_text(content)
+    else:
+        write_manifest(tmp_path, **{"cases": [], **content})
     assert cli.main(["report", str(tmp_path)]) == 1
     told = capsys.readouterr().err
     assert said in told
+    assert f"{tmp_path / 'manifest.json'} is damaged or not pynca's: " in told
     assert len(told.splitlines()) == 1
+    assert len(told) < 600
     assert not (tmp_path / "report.html").exists()
+
+
+def test_pictures_that_are_not_of_the_results_are_not_shown(folder: Path, tmp_path: Path) -> None:
+    """A manifest comes with the folder; it must not make the page show, or wait for, what else this computer holds."""
+    secret = tmp_path / "secret.png"
+    secret.write_bytes((folder / "previews" / "0.png").read_bytes()[:-1] + b"!")
+    (folder / "linked.png").symlink_to(secret)
+    (folder / "up").symlink_to(tmp_path)
+    os.mkfifo(folder / "pipe.png")
+    with open(folder / "large.png", "wb") as file:
+        file.truncate(2**40)
+    names = (str(secret), "../secret.png", "linked.png", "up/secret.png", "pipe.png", "large.png", ".", "x" * 5000)
+    cases = [case(f"{n}.nii", outputs={"mask": name, "preview": name}) for n, name in enumerate(names)]
+    cases += [case("../results/0 mask.nii.gz"), case(str(secret)), case("up/secret.png", outputs={"mask": "../s"})]
+    write_manifest(folder, cases)
+    page = write_report(folder, inputs=tmp_path / "inputs")
+    parsed = Parsed(page)
+    assert not any(card["images"] for card in parsed.cards)
+    assert not any("secret" in link or "linked" in link for card in parsed.cards for link in card["links"].values())
+    # one that lies elsewhere is shown where the manifest knows its content
+    known = hashlib.sha256(secret.read_bytes()).hexdigest()
+    write_manifest(folder, [case("a.nii", outputs={"preview": "../secret.png"}, preview_sha256=known)])
+    assert len(Parsed(write_report(folder)).cards[0]["images"]) == 1
+
+
+@given(changes=st.lists(st.tuples(st.integers(0, 400), JSON), min_size=1, max_size=3))
+@settings(max_examples=150, deadline=None)
+def test_whatever_a_manifest_says_it_is_read_or_refused_in_a_sentence(changes: Any) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_manifest(folder, [case("a.nii", labels=[label(3, 0.1)], outputs={"mask": "a.nii"}), case("b", nqm=0.1)])
+        content = json.loads((folder / "manifest.json").read_text())
+        for place, value in changes:
+            content = replaced(content, place, value)
+        (folder / "manifest.json").write_text(json.dumps(content))
+        with contextlib.suppress(ValueError, OSError):
+            Manifest.read(folder)
+        try:
+            write_report(folder, inputs=folder)
+        except (ValueError, OSError) as error:
+            assert len(str(error).splitlines()) == 1
+            assert len(str(error)) < 600
 
 
 def test_the_command(folder: Path, tmp_path: Path, capsys: Any) -> None:

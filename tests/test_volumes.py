@@ -318,7 +318,7 @@ REFUSED: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "four axes": (
         "x.nii",
         data_of(np.zeros((3, 4, 5, 2), np.uint8)),
-        r"has shape \(3, 4, 5, 2\): it holds 2 volumes; choose one with volume= \(--volume\), 0 to 1, or all",
+        r"has shape \(3, 4, 5, 2\): it holds 2 volumes; choose one with volume=, 0 to 1, or all",
     ),
     "five axes": ("x.nii", data_of(np.zeros((3, 4, 5, 1, 3), np.uint8)), r"has shape \(3, 4, 5, 1, 3\); a volume must"),
     "empty axis": ("x.nii", patched(dim=[3, 3, 0, 5, 1, 1, 1, 1]), "no axis may be empty"),

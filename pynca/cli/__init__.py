@@ -6,12 +6,15 @@ Exit codes: 0 done, 1 a case failed or was refused, 2 wrong use, 130 interrupted
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
+import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
+from ..errors import brief
 from . import (
     animate,
     calibrate,
@@ -38,7 +41,9 @@ from .common import (
     WrongUse,
     fail,
     flush,
+    open_streams,
     print_warning,
+    speak_of,
 )
 
 
@@ -46,11 +51,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     try:
         try:
+            open_streams()
             if isinstance(sys.stdout, io.TextIOWrapper):  # names of files can hold bytes that are no text
                 sys.stdout.reconfigure(errors="backslashreplace")
-            arguments = _parser().parse_args(argv)
-            warnings.showwarning = print_warning
-            code: int = arguments.run(arguments)
+            words = sys.argv[1:] if argv is None else argv
+            arguments = _parser().parse_args(words or ["--help"])
+            speak_of(arguments.options)
+            with _libraries_silenced():
+                code: int = arguments.run(arguments)
             return code
         finally:
             flush()
@@ -62,6 +70,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         return fail(error, FAILED)
     except KeyboardInterrupt:
         return fail("interrupted", INTERRUPTED)
+    except Exception as error:
+        if os.environ.get("PYNCA_DEBUG"):
+            raise
+        return fail(
+            f"internal error: {type(error).__name__}: {brief(error)}; please report it, with the traceback that the "
+            "environment variable PYNCA_DEBUG=1 shows",
+            FAILED,
+        )
+
+
+@contextlib.contextmanager
+def _libraries_silenced() -> Iterator[None]:
+    """Let nobody but pynca speak: what others log, warn of or fail at beside is not for who runs the command."""
+    import logging
+
+    warnings.showwarning = print_warning
+    before, sys.unraisablehook = sys.unraisablehook, lambda unraisable: None
+    logging.disable()
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+        sys.unraisablehook = before
 
 
 _EPILOG = f"""

@@ -117,6 +117,7 @@ def run(arguments: argparse.Namespace) -> int:
         quality = model.quality
         show(
             f"{output}: review above NQM {quality.nqm:.4f} ({quality.samples} runs) or under confidence "
-            f"{quality.confidence:.4f} (one run)\n{plain(quality.calibrated_on)}"
+            f"{quality.confidence:.4f} (one run)",
+            plain(quality.calibrated_on),
         )
     return DONE

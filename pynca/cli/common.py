@@ -9,9 +9,9 @@ import shutil
 import sys
 import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
-from ..errors import sentence
+from ..errors import did_you_mean, printable, quoted, sentence
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -55,6 +55,28 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"formatter_class": Help, **options})
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse, and note which options the command has: errors speak of them, and of no others."""
+        namespace, rest = super().parse_known_args(args, namespace)
+        if not hasattr(namespace, "options"):
+            namespace.options = frozenset(self._option_string_actions)
+        if rest and hasattr(namespace, "run"):
+            unknown = next((word for word in rest if word.startswith("-")), "")
+            meant = did_you_mean(unknown.partition("=")[0], namespace.options) if unknown.startswith("--") else ""
+            self.error(f"unrecognized arguments: {' '.join(rest)}{meant}")
+        return namespace, rest
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            known = [str(choice) for choice in action.choices]
+            text = f"invalid choice: {quoted(value)}; it must be one of {', '.join(known)}{did_you_mean(value, known)}"
+            raise argparse.ArgumentError(action, text)
+
+    def error(self, message: str) -> NoReturn:
+        """Say on one line what is wrong, below the usage, and leave."""
+        complain(f"{self.format_usage()}{self.prog}: error: {sentence(message)}")
+        self.exit(WRONG_USE)
+
 
 class WrongUse(Exception):
     """An argument that cannot be right, as one sentence."""
@@ -88,27 +110,78 @@ def check_model(model: Path) -> None:
     from .. import zoo
 
     if zoo.find(str(model)) is None and not model.exists():
-        raise WrongUse(f"{model} does not exist; bundled models are {', '.join(zoo.names())}, others are files")
+        raise WrongUse(f"{model} does not exist; {zoo.others(str(model))}")
+
+
+# --- what is said -------------------------------------------------------------------------------------
+
+# The package speaks of arguments as Python spells them, `volume=` or `strict=False`; here they become options. All but
+# these are called by their own names
+_OPTIONS = {
+    "strict=False": "--force",
+    "overwrite=True": "--overwrite",
+    "skip_existing=True": "--skip-existing",
+    "suffix=": "--bids-suffix",
+}
+_ARGUMENT = re.compile(r"(?<![^\s(])[a-z_]+=(?:True|False|'[a-z]+')?(?=[\s;,.)]|$)")
+_REFUSED = re.compile(r"(?:[a-z]+(?= (?:is|are) .*; (?:it|they) must )|[a-z]+_[a-z_]+(?= (?:is|are) ))")
+_options: frozenset[str] = frozenset()  # those of the command that runs
+
+
+def speak_of(options: frozenset[str]) -> None:
+    """Let errors and warnings speak of these options."""
+    global _options
+    _options = options
+
+
+def spoken(text: str) -> str:
+    """Return a sentence of the package as the command line says it: with its options in place of Python's arguments.
+
+    What advises an argument for which the command has no option is left out, up to the next semicolon or "or".
+    """
+    first, *rest = re.split("(?=; |, or )", text)
+    kept = [clause for clause in rest if all(_option(word) in _options for word in _ARGUMENT.findall(clause))]
+    text = _ARGUMENT.sub(lambda found: _known(found[0]), "".join([first, *kept]))
+    refused = _REFUSED.match(text)  # an argument that cannot be right
+    return text if refused is None else _known(refused[0]) + text[refused.end() :]
+
+
+def _option(argument: str) -> str:
+    return _OPTIONS.get(argument, f"--{argument.partition('=')[0].replace('_', '-')}")
+
+
+def _known(argument: str) -> str:
+    """Return the option for an argument, or its name where the command has none."""
+    option, (name, _, value) = _option(argument), argument.partition("=")
+    if option not in _options:
+        return name
+    return f"{option} {value[1:-1]}" if value.startswith("'") else option
 
 
 def fail(error: object, code: int, source: Path | None = None) -> int:
     """Print what went wrong, with the file it went wrong with, and return the exit code."""
-    text = sentence(error)
-    if source is not None and str(source) not in text:
-        text = f"{source}: {text}"
-    print(f"pynca: {text}", file=sys.stderr)
+    complain(f"pynca: {spoken(sentence(error, source))}")
     return code
 
 
-def plain(text: str) -> str:
-    """Return text of a model file on one line, without what would command a terminal."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(text.split()))
-
-
-def show(text: str) -> None:
-    """Print to standard output; where its reader has gone (`pynca segment ... | head -1`), go on without."""
+def complain(text: str) -> None:
+    """Print to standard error; where nobody can read it, go on without."""
     try:
-        print(text, flush=True)
+        if sys.stderr is not None:
+            print(text, file=sys.stderr, flush=True)
+    except (OSError, ValueError):  # closed, full, or its reader has gone
+        pass
+
+
+def plain(text: str) -> str:
+    """Return text of a file on one line, without what would command a terminal."""
+    return " ".join(printable(text).split())
+
+
+def show(*lines: str) -> None:
+    """Print lines to standard output; where its reader has gone (`pynca segment ... | head -1`), go on without."""
+    try:
+        print(*(printable(line) for line in lines), sep="\n", flush=True)
     except BrokenPipeError:
         silence()
 
@@ -125,7 +198,28 @@ def flush() -> None:
 
 def silence() -> None:
     """Send standard output nowhere, so that what is left in its buffer raises no error at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+
+
+def open_streams() -> None:
+    """Give a process whose standard streams are closed (`2>&-`) streams that lead nowhere.
+
+    Otherwise the next files that are opened would take their numbers, and what is printed would be written into them;
+    and Python prints to standard output what is for a standard error that is not there.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)
+            if opened != number:  # never, as all lower ones are open
+                os.dup2(opened, number)
+                os.close(opened)
+            os.set_inheritable(number, True)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "w" if number else "r", errors="backslashreplace", closefd=False))
 
 
 def print_warning(
@@ -136,6 +230,7 @@ def print_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """Print a warning as one line, in place of what Python prints."""
-    start = "\r\x1b[K" if sys.stderr is not None and sys.stderr.isatty() else ""  # over a progress bar
-    print(f"{start}pynca: warning: {' '.join(str(message).split())}", file=sys.stderr)
+    """Print a warning as one line, in place of what Python prints; those of libraries about themselves are left out."""
+    if issubclass(category, UserWarning):
+        start = "\r\x1b[K" if sys.stderr is not None and sys.stderr.isatty() else ""  # over a progress bar
+        complain(f"{start}pynca: warning: {spoken(sentence(str(message)))}")

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .common import DONE, ENVIRONMENT, EXIT_CODES, THREADS, WrongUse, whole
+from .common import DONE, ENVIRONMENT, EXIT_CODES, THREADS, WrongUse, show, whole
 
 if TYPE_CHECKING:
     from .common import Commands
@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.output.exists() and not arguments.output.is_dir():
         raise WrongUse(f"{arguments.output} is a file; -o takes a folder")
     demo = run_demo(arguments.output, threads=arguments.threads)
-    print(f"made a phantom, a T1 crop around a hippocampus: {demo.phantom}")
-    print(f"segmented it in {demo.seconds:.2f} s, {demo.volume_ml:.2f} ml: {demo.mask}")
-    print(f"drew mask (orange) and the phantom's own outline (blue), Dice {demo.dice:.2f}: {demo.preview}")
+    show(f"made a phantom, a T1 crop around a hippocampus: {demo.phantom}")
+    show(f"segmented it in {demo.seconds:.2f} s, {demo.volume_ml:.2f} ml: {demo.mask}")
+    show(f"drew mask (orange) and the phantom's own outline (blue), Dice {demo.dice:.2f}: {demo.preview}")
     return DONE

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import sentence
-from .common import DONE, ENVIRONMENT, EXIT_CODES, FAILED, MODEL, THREADS, WrongUse, check_model, fail, whole
+from .common import DONE, ENVIRONMENT, EXIT_CODES, FAILED, MODEL, THREADS, WrongUse, check_model, fail, show, whole
 
 if TYPE_CHECKING:
     from .common import Commands
@@ -93,9 +93,9 @@ def run(arguments: argparse.Namespace) -> int:
         return fail(f"no case of {len(cases)} could be measured", FAILED)
     if arguments.output is not None:
         write_csv(arguments.output, scores)
-    print(table(scores))
+    show(*table(scores).split("\n"))
     if arguments.by is not None:
-        print(group_table(scores, arguments.by))
+        show(*group_table(scores, arguments.by).split("\n"))
     if raw:
-        print(f"without {' and '.join(model.postprocessing)}, which the model asks for:\n{table(raw)}")
+        show(f"without {' and '.join(model.postprocessing)}, which the model asks for:", *table(raw).split("\n"))
     return FAILED if failed else DONE

@@ -50,11 +50,11 @@ def run(arguments: argparse.Namespace) -> int:
             raise WrongUse(str(error)) from None
         return DONE
     check_model(arguments.model)
-    show(_described(load_model(arguments.model)))
+    show(*_described(load_model(arguments.model)))
     return DONE
 
 
-def _described(model: Model) -> str:
+def _described(model: Model) -> list[str]:
     preparation, card = model.preparation, model.card
     rows = {
         "name": card.name,
@@ -85,7 +85,7 @@ def _described(model: Model) -> str:
         "accuracy": card.accuracy,
         "source": card.source,
     }
-    return "\n".join(f"{name:14} {plain(value) or 'not stated'}" for name, value in rows.items())
+    return [f"{name:14} {plain(value) or 'not stated'}" for name, value in rows.items()]
 
 
 def _cut(model: Model) -> str:

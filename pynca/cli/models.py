@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
         for entry in described:
             show(json.dumps(entry))
     else:
-        show("\n\n".join(_block(entry) for entry in described))
+        show(*"\n\n".join(_block(entry) for entry in described).split("\n"))
     return DONE
 
 

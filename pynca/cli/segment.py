@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,10 +19,12 @@ from .common import (
     WrongUse,
     amount,
     check_model,
+    complain,
     fail,
     plain,
     print_warning,
     show,
+    spoken,
     volume_number,
     whole,
 )
@@ -173,7 +174,7 @@ def run(arguments: argparse.Namespace) -> int:
         for job in jobs:
             if job.name in names:
                 bar.advance(0, label=job.name)
-                manifest.add(run_case(job, model, options, manifest, **how))
+                manifest.add(_said(run_case(job, model, options, manifest, **how)))
                 bar.erase()
             entry = manifest.cases[job.name]
             _print_case(job, entry, new=job.name in names, as_json=arguments.json, quiet=quiet)
@@ -185,7 +186,7 @@ def run(arguments: argparse.Namespace) -> int:
     if folder is not None and not quiet:
         show(_summary(folder, manifest, kept=len(jobs) - len(left)))
     if failed and len(jobs) > 1:
-        print(f"pynca: {failed} of {len(jobs)} files failed", file=sys.stderr)
+        complain(f"pynca: {failed} of {len(jobs)} files failed")
     return FAILED if failed else DONE
 
 
@@ -216,9 +217,18 @@ def _jobs(arguments: argparse.Namespace, title: str) -> tuple[list[Job], Path | 
 
 def _spacing(text: str) -> list[float]:
     try:
-        return [float(part) for part in text.split(",")]
+        sizes = [float(part) for part in text.split(",")]
+        if not all(0 < size < float("inf") for size in sizes):
+            raise ValueError
+        return sizes
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size in mm, nor sizes with commas between") from None
+
+
+def _said(entry: Entry) -> Entry:
+    """Return what became of a case in the words of the command line, for the manifest as for who reads along."""
+    error = None if entry.error is None else spoken(entry.error)
+    return replace(entry, error=error, warnings=[spoken(text) for text in entry.warnings])
 
 
 def _print_case(job: Job, entry: Entry, *, new: bool, as_json: bool, quiet: bool) -> None:

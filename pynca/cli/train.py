@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import sentence
-from .common import DONE, ENVIRONMENT, EXIT_CODES, THREADS, WrongUse, amount, whole
+from .common import DONE, ENVIRONMENT, EXIT_CODES, THREADS, WrongUse, amount, complain, show, whole
 
 if TYPE_CHECKING:
     from ..training.recipe import Recipe
@@ -300,14 +299,14 @@ def run(arguments: argparse.Namespace) -> int:
     def report(entry: dict[str, float]) -> None:
         if not arguments.quiet:
             bar.erase()
-            print(_reached(entry), flush=True)
+            show(*_reached(entry).split("\n"))
 
     def tick(state: State, recipe: Recipe) -> None:
         label = f"batch {state.batch}/{recipe.batches}: loss {state.smooth_loss:.3f}, best Dice {state.best_score:.3f}"
         bar.show(state.batch / recipe.batches, label)
 
     if not arguments.quiet and not arguments.resume:
-        print(_plan(recipe, preparation.size, preparation.shrink))
+        show(_plan(recipe, preparation.size, preparation.shrink))
     with Progress(1, "reading", enabled=not arguments.quiet) as bar:
         outcome = train(
             dataset,
@@ -334,11 +333,11 @@ def run(arguments: argparse.Namespace) -> int:
         )
     outcome.model.save(output)
     if not arguments.quiet:
-        print(f"{output}: {outcome.model.parameters} parameters; {outcome.model.card.accuracy}")
+        show(f"{output}: {outcome.model.parameters} parameters; {outcome.model.card.accuracy}")
     try:
         draw_curve(folder / LOG, folder / "curve.png")
     except ModuleNotFoundError:
-        print("pynca: no learning curve was drawn; it needs `pip install '.[plot]'`", file=sys.stderr)
+        complain("pynca: no learning curve was drawn; it needs `pip install '.[plot]'`")
     return DONE
 
 

@@ -145,7 +145,8 @@ def _part(shape: tuple[int, ...], which: Which) -> tuple[tuple[slice | int, ...]
     count = shape[3] if len(shape) > 3 else 1
     if which is None and count > 1:
         raise Refused(
-            f"has shape {shape}: it holds {count} volumes; choose one with volume= (--volume), 0 to {count - 1}, or all"
+            f"has shape {shape}: it holds {count} volumes; choose one with volume=, 0 to {count - 1}, "
+            "or all of them with volume='all'"
         )
     if which == "all":
         return (slice(None),) * len(shape), shape[:3] if count == 1 else shape[:4]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from ..errors import did_you_mean
+
 DEFAULT = "hippocampus"
 _FOLDER = Path(__file__).parent
 
@@ -29,3 +31,8 @@ def find(name: str) -> Path | None:
             "them by pynca's hook or --collect-data pynca, other packers where pynca/zoo is among the data files"
         )
     return _FOLDER / f"{name}.safetensors" if name in there else None
+
+
+def others(name: str) -> str:
+    """Say which models there are in place of one that there is not."""
+    return f"bundled models are {', '.join(names())}, others are files{did_you_mean(name, names())}"
