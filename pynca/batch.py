@@ -12,7 +12,7 @@ from typing import Literal
 
 from . import _core
 from .errors import sentence
-from .files import remove_leftovers
+from .files import make_folder, remove_leftovers
 from .layouts import Job
 from .manifest import FILE, Entry, Manifest, ModelFile, digest
 from .model import Model
@@ -110,7 +110,7 @@ def run_case(
             quality, reasons = judge(result, model)
             for kind, write in _WRITERS.items():
                 if kind in job.outputs:
-                    job.outputs[kind].parent.mkdir(parents=True, exist_ok=True)
+                    make_folder(job.outputs[kind].parent)
                     write(result, job.outputs[kind])
             entry = Entry(
                 job.name,

@@ -21,6 +21,8 @@ from .volumes import INPUTS, is_input, is_volume_path, split_name
 
 T = TypeVar("T")
 
+_LARGEST = 256 * 2**20  # bytes of a dataset.json, which names every case
+
 # The patient of a picture is what stands before the last underscore: PATIENT_FRAME.png
 PICTURES_BY = r"(.+)_[^_]+"
 
@@ -318,6 +320,16 @@ def _case_of(name: str) -> str:
 def _folded(name: str) -> str:
     """Return a name as file systems compare it that tell neither case nor ways to compose a letter."""
     return unicodedata.normalize("NFC", name).casefold()
+
+
+def _label_value(key: str, value: object) -> int:
+    """Return the value of a label: the Decathlon writes ``{"1": "name"}``, nnU-Net ``{"name": 1}``."""
+    number = key if re.fullmatch("[0-9]{1,9}", key) else value
+    if isinstance(number, str) and re.fullmatch("[0-9]{1,9}", number):
+        return int(number)
+    if isinstance(number, bool) or not isinstance(number, (int, float)) or number != int(number):
+        raise ValueError(f"the label {quoted(key)} is {quoted(value)}; it must be a whole number")
+    return int(number)
 
 
 def _grouping(pattern: str | None) -> Callable[[Path], str]:

@@ -42,6 +42,16 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
             temporary.unlink()
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder, and those above it, which may be more than Python's calls may be nested."""
+    missing = []
+    while not path.is_dir() and path != path.parent:
+        missing.append(path)
+        path = path.parent
+    for folder in reversed(missing):
+        folder.mkdir(exist_ok=True)
+
+
 def remove_leftovers(paths: Iterable[Path]) -> None:
     """Remove what a process that was killed while it wrote one of these files has left beside it."""
     tails: dict[Path, set[str]] = {}

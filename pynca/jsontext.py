@@ -89,9 +89,14 @@ def parse(text: str, *, infinite: bool = False, surrogates: bool = False) -> Any
     ValueError
         It is not JSON, or holds what cannot be used.
     """
-    constants = {} if infinite else {"parse_constant": _constant, "parse_float": _real}
+    decoder = json.JSONDecoder(
+        object_pairs_hook=_unique,
+        parse_int=_integer,
+        parse_float=float if infinite else _real,
+        parse_constant=float if infinite else _constant,
+    )
     try:
-        value = json.loads(text, object_pairs_hook=_unique, parse_int=_integer, **constants)
+        value = decoder.decode(text)
     except json.JSONDecodeError as problem:
         raise ValueError(f"it is not JSON at character {problem.pos}: {problem.msg}") from None
     except RecursionError:
@@ -169,7 +174,7 @@ def build(cls: type[_T], value: object, what: str = "") -> _T:
     ValueError
         A field is missing, unknown or of another type, or the class refuses a value.
     """
-    kinds, needed = _fields(cls)
+    kinds, needed = names_of(cls)
     check_names(value, kinds, needed, what or "it")
     assert isinstance(value, dict)
     made = {name: typed(kinds[name], item, f"{what}.{name}" if what else name) for name, item in value.items()}
@@ -188,19 +193,16 @@ def check_names(value: object, known: Container[str], needed: Iterable[str], wha
             raise ValueError(f"{what} misses {name!r}")
 
 
-def names_of(cls: type) -> tuple[Container[str], Iterable[str]]:
-    """Return the fields that a dataclass has, and those without a default."""
-    kinds, needed = _fields(cls)
-    return kinds, needed
-
-
 @lru_cache(maxsize=64)
-def _fields(cls: type) -> tuple[Mapping[str, Any], Sequence[str]]:
-    """Return the type of each field, and which ones have no default."""
-    assert is_dataclass(cls)
+def _names_of(cls: Any) -> tuple[Mapping[str, Any], Sequence[str]]:
     needed = [f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING]
     hints = get_type_hints(cls)
     return {f.name: hints[f.name] for f in fields(cls)}, needed
+
+
+def names_of(cls: type) -> tuple[Mapping[str, Any], Sequence[str]]:
+    """Return the type of each field of a dataclass, and which ones have no default."""
+    return _names_of(cls)
 
 
 def typed(kind: Any, value: Any, what: str) -> Any:

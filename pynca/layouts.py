@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from .files import atomic_path
 from .volumes import check_output, inputs_in, is_input, output_name, split_name
@@ -138,7 +139,7 @@ def _folder_jobs(source: Path, places: Mapping[str, Path], title: str, suffix: s
         _check_place(folder, source, bids)
     if (source / "dataset.json").is_file() and (source / "imagesTr").is_dir():
         raise ValueError(f"{source} is a whole dataset; give a folder of its images, such as {source / 'imagesTs'}")
-    inputs = _bids_inputs(source, suffix) if bids else list(_walk(source, ()))
+    inputs = _bids_inputs(source, suffix) if bids else list(_walk(source))
     if not inputs:
         raise ValueError(f"{source} holds no image that pynca reads")
     jobs = []
@@ -161,33 +162,56 @@ def _folder_jobs(source: Path, places: Mapping[str, Path], title: str, suffix: s
 # --- what there is ------------------------------------------------------------------------------------
 
 
-def _walk(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[Path]:
-    """Find the inputs below a folder; one that cannot be read counts as an input, so that somebody hears of it."""
+def _walk(top: Path) -> Iterator[Path]:
+    """Find the inputs below a folder; one that cannot be read counts as an input, so that somebody hears of it.
+
+    Folders may lie deeper than Python's calls may be nested.
+    """
+    waiting: list[tuple[Path, _Above]] = [(top, None)]
+    while waiting:
+        folder, above = waiting.pop()
+        try:
+            status = folder.stat()
+            images, inside = inputs_in(folder), sorted(folder.iterdir(), reverse=True)
+        except OSError:
+            yield folder
+            continue
+        here = (status.st_dev, status.st_ino)
+        if _lies_in(here, above):  # a link to a folder that it lies in
+            continue
+        # A link to nothing is a job that will fail; a pipe or a device would never end; a series says so itself
+        yield from (path for path in images if path == folder or path.is_file() or not path.exists())
+        waiting += [(path, (here, above)) for path in inside if not path.name.startswith(".") and _is_folder(path)]
+
+
+_Above = tuple[tuple[int, int], Any] | None  # a folder's identity, and what is above it
+
+
+def _lies_in(here: tuple[int, int], above: _Above) -> bool:
+    while above is not None:
+        if above[0] == here:
+            return True
+        above = above[1]
+    return False
+
+
+def _is_folder(path: Path) -> bool:
+    """Tell whether a path is a folder, or cannot be looked at, as one too long cannot."""
     try:
-        status = folder.stat()
-        images, inside = inputs_in(folder), sorted(folder.iterdir())
+        return path.is_dir()
     except OSError:
-        yield folder
-        return
-    here = (status.st_dev, status.st_ino)
-    if here in above:  # a link to a folder that it lies in
-        return
-    # A link to nothing is a job that will fail; a pipe or a device would never end; a series says so itself
-    yield from (path for path in images if path == folder or path.is_file() or not path.exists())
-    for path in inside:
-        if path.is_dir() and not path.name.startswith("."):
-            yield from _walk(path, (*above, here))
+        return True
 
 
 def _bids_inputs(folder: Path, suffix: str) -> list[Path]:
     subjects = sorted(path for path in folder.glob("sub-*") if path.is_dir())
-    inside = [path for subject in subjects for path in _walk(subject, ())]
+    inside = [path for subject in subjects for path in _walk(subject)]
     anatomical = {path: _entities(path.name)[-1] for path in inside if path.parent.name == "anat"}
     taken = [path for path in inside if path.is_dir() or anatomical.get(path) == suffix]
     if anatomical and not taken:
         others = ", ".join(sorted(set(anatomical.values())))
         raise ValueError(
-            f"{folder} has no anatomical image with the suffix {suffix}, but {others}; suffix= chooses one"
+            f"{folder} has no anatomical image with the suffix {suffix}, but {others}; choose with suffix="
         )
     return taken
 

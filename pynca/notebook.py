@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .errors import printable
 from .formats.base import optional
 from .preview import draw_preview, original, png
 from .statistics import label_statistics
@@ -32,7 +33,7 @@ def html(segmentation: Segmentation) -> str:
     picture = ""
     if segmentation.image is not None:
         source = base64.b64encode(png(draw_preview(original(segmentation), segmentation.mask))).decode()
-        names = escape(", ".join(segmentation.labels.values()) or "mask")
+        names = _text(", ".join(segmentation.labels.values()) or "mask")
         picture = f'<img src="data:image/png;base64,{source}" alt="Slices with the outline of {names}" '
         picture += 'style="max-width: 100%">'
     return f"<div>{picture}<table>{''.join(rows)}</table></div>"
@@ -52,8 +53,12 @@ def viewer(segmentation: Segmentation) -> Any:
     return widget
 
 
+def _text(text: str) -> str:
+    return escape(printable(text))
+
+
 def _row(name: str, value: str) -> str:
-    return f'<tr><th style="text-align: left">{escape(name)}</th><td>{escape(value)}</td></tr>'
+    return f'<tr><th style="text-align: left">{_text(name)}</th><td>{_text(value)}</td></tr>'
 
 
 def _nifti(array: NDArray[Any], volume: Volume) -> bytes:

@@ -101,8 +101,9 @@ class _Place:
         found = None if name is None else _within(self.folder, name)
         if found is None and name is not None and kind == "preview" and case["preview_sha256"] is not None:
             with contextlib.suppress(OSError, ValueError):
-                if hashlib.sha256(content(self.folder / name, _LARGEST_PREVIEW)).hexdigest() == case["preview_sha256"]:
-                    return self.folder / name
+                elsewhere = self.folder / str(name)
+                if hashlib.sha256(content(elsewhere, _LARGEST_PREVIEW)).hexdigest() == case["preview_sha256"]:
+                    return elsewhere
         return found
 
     def input(self, case: Mapping[str, Any]) -> Path | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ JSON: st.SearchStrategy[Any] = st.sampled_from(HOSTILE) | st.recursive(
 
 
 def replaced(value: Any, place: int, by: Any) -> Any:
-    """JSON with the value at one place, counted in the order of writing and modulo their number, replaced or removed."""
+    """JSON with the value at one of its places, counted as they are written, replaced or removed."""
     places: list[tuple[Any, Any]] = []
 
     def collect(inner: Any) -> None:
@@ -117,3 +118,17 @@ def replaced(value: Any, place: int, by: Any) -> Any:
     else:
         inner[key] = by
     return copied
+
+
+def refusal(action: Callable[[], object]) -> str | None:
+    """What an action is refused with, if it is; any other exception than a refusal is a fault."""
+    try:
+        action()
+    except (ValueError, OSError) as error:
+        return str(error)
+    return None
+
+
+def is_sentence(text: str) -> bool:
+    """Tell whether a refusal is one line that can be read."""
+    return 0 < len(text) < 600 and "\n" not in text

@@ -279,7 +279,7 @@ def test_a_patient_is_never_divided(
     for text, options, sentence in (
         ("P-1_00.png\n", [], "v.txt divides the patient P-1; all images of one must train, or all validate"),
         ("P-9\n", [], "v.txt names P-9, which is neither among the labels nor among the patients"),
-        ("P-1\n", ["--group-by", "("], "group_by is '(', which is no regular expression"),
+        ("P-1\n", ["--group-by", "("], "--group-by is '(', which is no regular expression"),
         ("P-1\n", ["--group-by", "Q"], "in which the pattern 'Q' finds no patient"),
     ):
         (tmp_path / "v.txt").write_text(text)

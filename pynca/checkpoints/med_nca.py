@@ -18,6 +18,8 @@ from typing import Any, TypeGuard, TypeVar
 
 from numpy.typing import NDArray
 
+from .. import jsontext
+from ..errors import brief, shortened
 from ..model import Card, Level, Model
 from ..preprocessing import Preparation
 from ..rule import Perception, Rule, whole_number
@@ -302,14 +304,10 @@ def _read_config(path: Path) -> Mapping[str, object]:
         raise FileNotFoundError(
             f"{path} does not exist; give the folder that holds config.dt and models, or the .pth files"
         )
-    with path.open("rb") as file:
-        text = file.read(_MAX_CONFIG + 1)
-    if len(text) > _MAX_CONFIG:
-        raise ValueError(f"{path}: it has more than {_MAX_CONFIG} bytes, too many for a configuration")
     try:
-        parsed = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: it is not JSON, which the authors' code writes there") from error
+        parsed = jsontext.read(path, _MAX_CONFIG)
+    except ValueError as error:
+        raise ValueError(f"{path}: {brief(error)}; the authors' code writes JSON there") from None
     stages = parsed if isinstance(parsed, list) else [parsed]
     if not stages or not all(isinstance(stage, dict) for stage in stages):
         raise ValueError(f"{path}: it must hold a JSON object, or a list of them")
@@ -424,7 +422,7 @@ def _naming(path: Path) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(f"{path}: {brief(error)}") from error
 
 
 def _is_whole(value: object, low: int, high: int) -> TypeGuard[int]:
@@ -432,8 +430,4 @@ def _is_whole(value: object, low: int, high: int) -> TypeGuard[int]:
 
 
 def _shown(value: object) -> str:
-    try:
-        text = json.dumps(value)
-    except RecursionError:
-        return "a deep nest"
-    return text if len(text) <= 80 else text[:77] + "..."
+    return shortened(json.dumps(value), 80)

@@ -219,7 +219,8 @@ def open_streams() -> None:
                 os.close(opened)
             os.set_inheritable(number, True)
         if getattr(sys, name) is None:
-            setattr(sys, name, open(number, "w" if number else "r", errors="backslashreplace", closefd=False))
+            stream = os.fdopen(number, "w" if number else "r", errors="backslashreplace", closefd=False)
+            setattr(sys, name, stream)
 
 
 def print_warning(

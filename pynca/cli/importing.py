@@ -40,6 +40,9 @@ def add(commands: Commands) -> None:
     command.add_argument("--steps", type=whole, nargs="+", metavar="N", help="steps of all levels, or of each")
     command.add_argument("--fire-rate", type=float, metavar="P", help="probability that a cell updates in a step")
     command.add_argument("--size", type=whole, nargs=2, metavar=("ROWS", "COLUMNS"), help="size of a prepared slice")
+    command.add_argument(
+        "--input-channels", type=whole, metavar="N", help="image channels, where the rule perceives with Sobel filters"
+    )
     command.add_argument("--scale", type=whole, metavar="N", help="cell of the coarse level in fine pixels")
     command.add_argument(
         "--orientation", default="RAS", metavar="CODE", help="directions of the training volumes' axes (default RAS)"
@@ -70,6 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
         steps=steps[0] if steps is not None and len(steps) == 1 else steps,
         fire_rate=arguments.fire_rate,
         size=None if arguments.size is None else (arguments.size[0], arguments.size[1]),
+        input_channels=arguments.input_channels,
         scale=arguments.scale,
         orientation=arguments.orientation,
         axis=arguments.axis,
