@@ -71,7 +71,7 @@ def is_input(path: str | os.PathLike[str]) -> bool:
     A folder counts if it directly holds DICOM files: it is a series.
     """
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):  # which is False, too, for a path too long to be looked at
         return dicom.is_series(path)
     return (_ends(path, _BY_NAME) and not path.name.startswith(".")) or dicom.is_dicom(path)
 

@@ -53,7 +53,7 @@ def is_series(folder: Path) -> bool:
     """Tell whether a folder directly holds DICOM files."""
     try:
         return any(is_dicom(path) for path in folder.iterdir())
-    except PermissionError:
+    except OSError:  # not to be listed, or too long a path
         return False
 
 
