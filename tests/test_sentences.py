@@ -29,8 +29,6 @@ from pynca.cases import read_dataset
 from pynca.cli import common
 from pynca.inputs import Expected
 from pynca.quality import Quality
-from pynca.training.fit import State, _write, load_state, saved_recipe
-from pynca.training.recipe import Recipe
 from support import JSON, is_sentence, random_model, refusal, replaced
 
 posix = pytest.mark.skipif(os.name != "posix", reason="descriptors are POSIX's")
@@ -160,49 +158,6 @@ def test_whatever_a_description_says_it_is_read_or_refused_in_a_sentence(place: 
         (folder / "dataset.json").write_text(json.dumps(replaced(described, place, value)))
         said = refusal(lambda: read_dataset(folder))
         assert said is None or is_sentence(said), said
-
-
-@given(key=st.sampled_from(["recipe", "scalars"]), place=st.integers(0, 100), value=JSON)
-@settings(max_examples=200, deadline=None)
-def test_whatever_a_state_of_training_says_it_is_read_or_refused_in_a_sentence(
-    key: str, place: int, value: Any
-) -> None:
-    recipe = Recipe(channels=4, hidden=6, steps=(2, 2), patch=(8, 8), batch=2, batches=2)
-    with tempfile.TemporaryDirectory() as name:
-        path = Path(name) / "state.safetensors"
-        _write(Path(name), State.start(recipe), recipe, {})
-        tensors, metadata = tensorfile.read(path)
-        assert saved_recipe(path) == recipe
-        tensorfile.write(path, tensors, mutated(metadata, key, place, value))
-        for action in (lambda: saved_recipe(path), lambda: load_state(path, recipe)):
-            said = refusal(action)
-            assert said is None or is_sentence(said), said
-
-
-@pytest.mark.parametrize(
-    ("scalars", "said"),
-    [
-        ({"batch": -1}, "batch is -1; it must be between 0 and"),
-        ({"batch": 1.5}, "batch is 1.5; it must be a whole number"),
-        ({"attempt": 6}, "attempt is 6"),
-        ({"rate_factor": float("nan")}, "rate_factor is nan"),
-        ({"seconds": float("inf")}, "seconds is inf"),
-        ({"adam_steps": [0]}, "adam_steps has 1 numbers for 2 levels"),
-        ({"adam_steps": [0, -1]}, r"adam_steps is \[0, -1\]"),
-        ({"more": 1}, "unknown field 'more'"),
-        ({"batch": None}, "batch is None"),
-    ],
-    ids=str,
-)
-def test_a_state_of_training_is_checked(scalars: dict[str, Any], said: str, tmp_path: Path) -> None:
-    recipe = Recipe(channels=4, hidden=6, steps=(2, 2), patch=(8, 8), batch=2, batches=2)
-    _write(tmp_path, State.start(recipe), recipe, {})
-    path = tmp_path / "state.safetensors"
-    tensors, metadata = tensorfile.read(path)
-    changed = json.dumps(json.loads(metadata["scalars"]) | scalars)
-    tensorfile.write(path, tensors, {**metadata, "scalars": changed})
-    with pytest.raises(ValueError, match=f"state.safetensors is not a state of a training: .*{said}"):
-        load_state(path, recipe)
 
 
 # --- in the words of who gave the arguments -------------------------------------------------------------------

@@ -163,7 +163,7 @@ def test_the_rate_suits_the_optimizer(
 
 def test_resume_from_a_file_without_a_recipe_is_refused(tmp_path: Path) -> None:
     tensorfile.write(tmp_path / STATE, {"a": np.zeros(1, np.float32)}, {})
-    with pytest.raises(ValueError, match="is not a state of a training: its metadata misses 'recipe'"):
+    with pytest.raises(ValueError, match="another recipe"):
         fit_slices(blobs(), SMALL, PREPARATION, folder=tmp_path, resume=True)
 
 
