@@ -74,7 +74,10 @@ def shortened(text: str, longest: int) -> str:
 
 def quoted(value: object) -> str:
     """Return a value as Python spells it, short enough to be quoted in a sentence."""
-    return shortened(_repr.repr(value), _QUOTED)
+    try:
+        return shortened(_repr.repr(value), _QUOTED)
+    except ValueError:  # Python refuses to write a number of thousands of digits
+        return "a number of thousands of digits"
 
 
 _repr = reprlib.Repr()

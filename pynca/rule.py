@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import _core
 from .config import thread_count
+from .errors import quoted
 
 Perception = Literal["sobel", "conv"]
 Padding = Literal["zero", "reflect"]
@@ -299,18 +300,18 @@ def bare_names(names: Sequence[str]) -> dict[str, str]:
 def whole_number(value: object, name: str, low: int, high: int) -> int:
     """Return ``value`` as an int, or raise a ValueError/TypeError that names the argument."""
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name} is {value!r}; it must be a whole number")
+        raise TypeError(f"{name} is {quoted(value)}; it must be a whole number")
     if not low <= value <= high:
-        raise ValueError(f"{name} is {value}; it must be between {low} and {high}")
+        raise ValueError(f"{name} is {quoted(int(value))}; it must be between {low} and {high}")
     return int(value)
 
 
 def probability(value: object, name: str) -> float:
     """Return ``value`` as a float between 0 and 1, or raise a ValueError/TypeError that names the argument."""
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
-        raise TypeError(f"{name} is {value!r}; it must be a number")
+        raise TypeError(f"{name} is {quoted(value)}; it must be a number")
     if not 0.0 <= value <= 1.0:
-        raise ValueError(f"{name} is {value!r}; it must be a probability between 0 and 1")
+        raise ValueError(f"{name} is {quoted(value)}; it must be a probability between 0 and 1")
     return float(value)
 
 

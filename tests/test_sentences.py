@@ -444,3 +444,28 @@ def test_paths_that_are_too_long_are_failures_of_their_own(scans: Path, capsys: 
     finally:
         os.chdir(before)
         subprocess.run(["rm", "-rf", "in", "out"], check=True)
+
+
+@pytest.mark.parametrize("option", ["--samples", "--seed", "--threads"])
+@pytest.mark.parametrize("number", ["-1", "9" * 25, "9" * 5000, "x" * 5000, "1e3"])
+def test_numbers_that_cannot_be_right(option: str, number: str, scans: Path, capsys: Any) -> None:
+    for folder in ("images", "labels"):
+        Path(folder).mkdir()
+        Path(folder, "scan.nii").write_bytes(Path("scan.nii").read_bytes())
+    for command in (["segment", "scan.nii", "m.nii"], ["evaluate", "--images", "images", "--labels", "labels"]):
+        capsys.readouterr()
+        try:
+            code: object = cli.main([*command, "-m", "model.safetensors", f"{option}={number}"])
+        except SystemExit as leaving:
+            code = leaving.code
+        told = capsys.readouterr()
+        assert (code, told.out) == (2, "")
+        assert option in told.err.splitlines()[-1]
+        assert is_sentence(told.err.splitlines()[-1])
+    assert not Path("m.nii").exists()
+
+
+def test_numbers_of_thousands_of_digits_in_python() -> None:
+    for value in (10**5000, -(10**5000)):
+        with pytest.raises(ValueError, match="seed is a number of thousands of digits; it must be between 0"):
+            pynca.fire_mask((4, 4), 1, seed=value)

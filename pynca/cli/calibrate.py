@@ -70,6 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
     from .. import _core
     from ..calibration import calibrate
     from ..cases import find_cases, only
+    from ..config import thread_count
     from ..model import load_model
     from ..progress import Progress
     from ..rule import whole_number
@@ -81,6 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         whole_number(arguments.samples, "--samples", 2, _core.MAX_SAMPLES)
         whole_number(arguments.at_most, "--at-most", 1, 10**6)
+        thread_count(arguments.threads)
         whole_number(arguments.seed, "--seed", 0, 2**64 - 1)
         if not 0 < arguments.dice < 1:
             raise ValueError(f"--dice is {arguments.dice:g}; it must be a number between 0 and 1")

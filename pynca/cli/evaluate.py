@@ -60,13 +60,19 @@ def add(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command and return its exit code."""
+    from .. import _core
     from ..cases import find_cases, only
+    from ..config import thread_count
     from ..evaluation import group_names, group_table, score_file, table, write_csv
     from ..model import load_model
     from ..progress import Progress
+    from ..rule import whole_number
 
     check_model(arguments.model)
     try:
+        whole_number(arguments.samples, "--samples", 1, _core.MAX_SAMPLES)
+        whole_number(arguments.seed, "--seed", 0, 2**64 - 1)
+        thread_count(arguments.threads)
         cases = find_cases(arguments.images, arguments.labels).cases
         if arguments.cases is not None:
             cases = only(cases, arguments.cases)

@@ -244,6 +244,7 @@ def add(commands: Commands) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the command and return its exit code."""
     from ..cases import find_cases, read_dataset
+    from ..config import thread_count
     from ..model import Card
     from ..progress import Progress
     from ..training.dataset import preparation_for, split
@@ -261,6 +262,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.resume and folder.exists():
         raise WrongUse(f"{folder} holds another training; give --resume to go on with it, or remove it")
     try:
+        thread_count(arguments.threads)
         if arguments.dataset is not None:
             dataset = read_dataset(arguments.dataset, arguments.group_by)
         elif arguments.images is not None and arguments.labels is not None:
