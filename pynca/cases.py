@@ -21,7 +21,7 @@ from .volumes import INPUTS, is_input, is_volume_path, split_name
 
 T = TypeVar("T")
 
-_LARGEST = 256 * 2**20  # bytes of a dataset.json, which names every case
+_LARGEST = 64 * 2**20  # bytes of a dataset.json, which names every case
 
 # The patient of a picture is what stands before the last underscore: PATIENT_FRAME.png
 PICTURES_BY = r"(.+)_[^_]+"

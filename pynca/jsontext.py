@@ -56,10 +56,11 @@ def read(path: str | os.PathLike[str], largest: int, *, surrogates: bool = False
 def content(path: str | os.PathLike[str], largest: int) -> bytes:
     """Return the bytes of a regular file of at most so many; a pipe or a device, which may never end, is refused."""
     with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
             raise ValueError("it is not a regular file")
-        block = file.read(largest + 1)
-    if len(block) > largest:
+        block = b"" if status.st_size > largest else file.read(largest + 1)
+    if max(status.st_size, len(block)) > largest:
         raise ValueError(f"it has more than {largest} bytes")
     return block
 

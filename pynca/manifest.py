@@ -26,7 +26,7 @@ Status = Literal["done", "failed", "skipped"]
 # writing all cases after each takes time that grows with their square
 _CASES, _SECONDS = 1000, 1.0
 
-_LARGEST = 512 * 2**20  # bytes of a manifest that is read: that of half a million cases
+_LARGEST = 128 * 2**20  # bytes of a manifest that is read: that of more than a hundred thousand cases
 _AGES = 1e10  # seconds, more than any run takes
 
 
