@@ -5,7 +5,6 @@ from __future__ import annotations
 import codecs
 import contextlib
 import hashlib
-import json
 import os
 import re
 import unicodedata
@@ -16,7 +15,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from .errors import sentence
+from . import jsontext
+from .errors import brief, quoted
 from .volumes import INPUTS, is_input, is_volume_path, split_name
 
 T = TypeVar("T")
@@ -163,7 +163,7 @@ def read_dataset(folder: str | os.PathLike[str], group_by: str | None = None) ->
     """
     path = Path(folder) / _DESCRIPTION
     if not path.is_file():
-        raise ValueError(f"{path} does not exist; give --images and --labels for a folder without description")
+        raise ValueError(f"{path} does not exist; without it, name the folders of images and of labels")
     declared = _declared(path)
     _check_declared(path, declared)
     found = find_cases(Path(folder) / "imagesTr", Path(folder) / "labelsTr", group_by)
@@ -176,27 +176,25 @@ def read_dataset(folder: str | os.PathLike[str], group_by: str | None = None) ->
 def _declared(path: Path) -> list[tuple[str, int]]:
     """Return names and values of a dataset.json's labels: {"1": "name"} in the Decathlon, {"name": 1} in nnU-Net."""
     try:
-        content = json.loads(path.read_bytes())
+        content = jsontext.read(path, _LARGEST, surrogates=True)
         labels = content.get("labels") if isinstance(content, dict) else None
         if not isinstance(labels, dict):
             raise ValueError('it must be an object whose "labels" are names and values')
         return [_label(name, value) for name, value in labels.items()]
-    except RecursionError:
-        what = "it is nested too deeply"
     except ValueError as error:
-        what = sentence(error)[:_MAX_SHOWN]
-    raise ValueError(f"{path} does not declare its labels as the Decathlon or nnU-Net do: {what}")
+        what = brief(error)
+        raise ValueError(f"{path} does not declare its labels as the Decathlon or nnU-Net do: {what}") from None
 
 
 def _label(key: str, value: object) -> tuple[str, int]:
     """Return the name and the value of a label."""
     if isinstance(value, list):
-        raise ValueError(f"{key!r} is a region of several values, {value}; pynca learns labels of one")
+        raise ValueError(f"{quoted(key)} is a region of several values, {quoted(value)}; pynca learns labels of one")
     name, number = (value, key) if isinstance(value, str) and _NUMBER.fullmatch(key) else (key, value)
     if isinstance(number, str) and _NUMBER.fullmatch(number):
         number = int(number)
     if isinstance(number, bool) or not isinstance(number, (int, float)) or number not in range(256):
-        raise ValueError(f"{name!r} is {number!r}; labels are whole numbers from 0 to 255")
+        raise ValueError(f"{quoted(name)} is {quoted(number)}; labels are whole numbers from 0 to 255")
     return name, int(number)
 
 
@@ -206,11 +204,11 @@ def _check_declared(path: Path, labels: Sequence[tuple[str, int]]) -> None:
         kind = name.strip().casefold()
         if kind == "ignore":
             raise ValueError(
-                f"{path} declares the label {name!r}, {value}: voxels that nobody annotated, which pynca cannot leave "
-                "out; every voxel must be annotated, and no label be called so"
+                f"{path} declares the label {quoted(name)}, {value}: voxels that nobody annotated, which pynca cannot "
+                "leave out; every voxel must be annotated, and no label be called so"
             )
         if kind == "background" and value:
-            raise ValueError(f"{path} declares {name!r} as {value}; the background must be 0")
+            raise ValueError(f"{path} declares {quoted(name)} as {value}; the background must be 0")
     if not any(value for _, value in labels):
         raise ValueError(f"{path} declares no label above 0; there is nothing to learn")
 
@@ -320,16 +318,6 @@ def _case_of(name: str) -> str:
 def _folded(name: str) -> str:
     """Return a name as file systems compare it that tell neither case nor ways to compose a letter."""
     return unicodedata.normalize("NFC", name).casefold()
-
-
-def _label_value(key: str, value: object) -> int:
-    """Return the value of a label: the Decathlon writes ``{"1": "name"}``, nnU-Net ``{"name": 1}``."""
-    number = key if re.fullmatch("[0-9]{1,9}", key) else value
-    if isinstance(number, str) and re.fullmatch("[0-9]{1,9}", number):
-        return int(number)
-    if isinstance(number, bool) or not isinstance(number, (int, float)) or number != int(number):
-        raise ValueError(f"the label {quoted(key)} is {quoted(value)}; it must be a whole number")
-    return int(number)
 
 
 def _grouping(pattern: str | None) -> Callable[[Path], str]:

@@ -218,9 +218,9 @@ def test_arguments_are_called_what_they_are_called_where_they_were_given(scans: 
     assert "; --force goes on anyway\n" in told("segment", "scan.nii", "m.nii")
 
     with pytest.raises(ValueError, match="group_by is"):
-        pynca.cases.find_cases("images", "images", "(")
+        pynca.cases.find_cases("images", "labels", "(")
     assert "--group-by is '('" in told(
-        "train", "--images", "images", "--labels", "images", "--group-by", "(", "-o", "x.safetensors"
+        "train", "--images", "images", "--labels", "labels", "--group-by", "(", "-o", "x.safetensors"
     )
     Path("none.pth").write_bytes(b"")
     assert "; give --fire-rate" in told("import", "none.pth", "-o", "x.safetensors")
