@@ -58,6 +58,7 @@ class Entry:
     nqm : float or None
         As of `pynca.Segmentation`.
     labels : list of LabelStatistics
+        Of a film, those of every frame.
     seconds : float
     """
 
@@ -273,6 +274,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         schema = content.get("schema")
         if schema != SCHEMA or isinstance(schema, bool):
             raise ValueError(f"it has schema {quoted(schema)}; this pynca reads {SCHEMA}")
+        _check_frames(content)
         head = {"pending": [], **{name: value for name, value in content.items() if name in get_type_hints(_Head)}}
         saved = asdict(jsontext.build(_Head, head))
         _check_time(saved["started"], saved["seconds"])
@@ -302,6 +304,17 @@ def _check_time(started: str, seconds: float) -> None:
         raise ValueError(f"seconds is {seconds!r}; it must be a number of seconds")
 
 
+def _check_frames(content: Mapping[str, Any]) -> None:
+    """Refuse films whose frames were added up, as they were before a label said which frame it is of."""
+    options, cases = content.get("options"), content.get("cases")
+    if not isinstance(options, dict) or options.get("volume") != "all" or not isinstance(cases, list):
+        return
+    lists = [case.get("labels") for case in cases if isinstance(case, dict)]
+    labels = [label for found in lists if isinstance(found, list) for label in found]
+    if any(isinstance(label, dict) and "frame" not in label for label in labels):
+        raise ValueError("an older pynca wrote it, which added the volumes of a film's frames up")
+
+
 def _check_options(options: Mapping[str, Any]) -> None:
     """Check the one option that is used again, as which volume of a file to draw."""
     volume = options.get("volume")
@@ -321,6 +334,8 @@ def _entries(cases: object) -> list[Entry]:
             raise ValueError(f"case {n}: quality is {quoted(entry.quality)}; it must be 'ok', 'review' or null")
         if not 0 <= entry.seconds < _AGES or any(label.voxels < 0 for label in entry.labels):
             raise ValueError(f"case {n}: seconds and voxels must not be below 0")
+        if any((label.frame or 0) < 0 for label in entry.labels):
+            raise ValueError(f"case {n}: frames are counted from 0")
         if any(len(axis) != 2 for label in entry.labels for axis in label.bounding_box or ()):
             raise ValueError(f"case {n}: a bounding box must be two numbers for each axis")
         found[entry.input] = entry

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .curve import svg
 from .errors import printable
 from .formats.base import optional
 from .preview import draw_preview, original, png
-from .statistics import label_statistics
+from .statistics import cycles, label_statistics
 
 if TYPE_CHECKING:
     from .segmentation import Segmentation
@@ -25,18 +26,25 @@ def html(segmentation: Segmentation) -> str:
     """Return slices with the mask's outline, the volume of each label and the quality, as HTML."""
     axes = segmentation.mask.ndim
     rows = []
-    for label in label_statistics(segmentation):
+    statistics = label_statistics(segmentation)
+    for label in statistics:
         size = f"{label.voxels} {'pixels' if axes == 2 else 'voxels'}"
-        rows.append(_row(label.name, size if label.volume_ml is None else f"{label.volume_ml:.3f} ml ({size})"))
+        name = label.name if label.frame is None else f"{label.name}, frame {label.frame}"
+        rows.append(_row(name, size if label.volume_ml is None else f"{label.volume_ml:.3f} ml ({size})"))
+    films = cycles(statistics)
+    for cycle in films:
+        if cycle.ejection_fraction is not None:
+            rows.append(_row(f"Ejection fraction of {cycle.name}", f"{100 * cycle.ejection_fraction:.1f} %"))
     if segmentation.nqm is not None:
-        rows.append(_row("NQM", "none, nothing found" if np.isnan(segmentation.nqm) else f"{segmentation.nqm:.4f}"))
+        rows.append(_row("Largest NQM of a frame" if len(segmentation.frames()) > 1 else "NQM", "none, nothing found" if np.isnan(segmentation.nqm) else f"{segmentation.nqm:.4f}"))
     picture = ""
     if segmentation.image is not None:
         source = base64.b64encode(png(draw_preview(original(segmentation), segmentation.mask))).decode()
         names = _text(", ".join(segmentation.labels.values()) or "mask")
         picture = f'<img src="data:image/png;base64,{source}" alt="Slices with the outline of {names}" '
         picture += 'style="max-width: 100%">'
-    return f"<div>{picture}<table>{''.join(rows)}</table></div>"
+    curves = "".join(f'<div style="max-width: 440px">{svg(cycle)}</div>' for cycle in films)
+    return f"<div>{picture}{curves}<table>{''.join(rows)}</table></div>"
 
 
 def viewer(segmentation: Segmentation) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -101,7 +102,7 @@ def judge(segmentation: Segmentation, model: Model) -> tuple[Verdict | None, lis
     Several runs are judged by how much they disagree (NQM), a single one by how undecided its probabilities
     are (`confidence`), which finds a little less. Beside that it counts whether the label's volume, or its area in a
     single slice, is one that was seen at the calibration, and whether the model was made for the image at all
-    (`pynca.inputs.check_input`).
+    (`pynca.inputs.check_input`). Each frame of a film is judged by itself.
 
     Parameters
     ----------
@@ -113,9 +114,10 @@ def judge(segmentation: Segmentation, model: Model) -> tuple[Verdict | None, lis
     -------
     verdict : "ok", "review" or None
         None where the model was never calibrated (``model.quality is None``), or nothing was found and nobody knows
-        whether that can be right.
+        whether that can be right. Of a film, "review" if one of its frames is to be reviewed.
     reasons : list of str
-        A sentence for each, with what was found and what expected; empty unless the verdict is "review".
+        A sentence for each, with what was found and what expected; empty unless the verdict is "review". Of a film,
+        it names the frame, counted from 0.
     """
     quality = model.quality
     if quality is None:
@@ -125,7 +127,21 @@ def judge(segmentation: Segmentation, model: Model) -> tuple[Verdict | None, lis
         image = Volume(segmentation.image, None, None, "the image")
     unlike = image is not None and check_input(image, model)  # `predict` has warned of it in full
     reasons = ["the model was not made for this image"] if unlike else []
+    frames = segmentation.frames()
+    verdicts = []
+    for n, frame in enumerate(frames):
+        judged, doubts = _judged(frame, quality)
+        verdicts.append(judged)
+        reasons += [f"frame {n}: {doubt}" if len(frames) > 1 else doubt for doubt in doubts]
+    if reasons:
+        return "review", reasons
+    return (None if None in verdicts else "ok"), []
+
+
+def _judged(segmentation: Segmentation, quality: Quality) -> tuple[Verdict | None, list[str]]:
+    """Judge one volume or slice by what was found in it."""
     ranges, size, unit = _size(segmentation, quality)
+    reasons = []
     if segmentation.mask.any():
         reasons += _doubts(segmentation, quality)
         if ranges is not None and size is not None and not ranges[0] <= size <= ranges[1]:
@@ -133,7 +149,7 @@ def judge(segmentation: Segmentation, model: Model) -> tuple[Verdict | None, lis
             expected = f"{ranges[0]:.3g} to {ranges[1]:.3g} {unit}"
             reasons.append(f"the {what} is unusual: {size:.3g} {unit}, expected {expected}")
     elif ranges is None:
-        return ("review" if reasons else None), reasons  # it may be right, and shows nothing to judge
+        return None, []  # it may be right, and shows nothing to judge
     elif ranges[0] > 0:
         reasons.append(f"nothing was found, expected at least {ranges[0]:.3g} {unit}")
     return ("review" if reasons else "ok"), reasons
@@ -245,3 +261,8 @@ def nqm(totals: NDArray[np.float64]) -> float:
     """
     deviation, mean = (math.fsum(row) for row in totals)
     return deviation / mean if mean > 0 else math.nan
+
+
+def largest_nqm(nqms: Sequence[float]) -> float:
+    """Return the NQM of the frame in which the runs disagree most; NaN where none has a number."""
+    return max((value for value in nqms if not math.isnan(value)), default=math.nan)

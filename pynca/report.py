@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
 
+from .curve import svg
 from .errors import printable, sentence
 from .files import atomic_path
 from .jsontext import content
 from .manifest import FILE, read_manifest
 from .preview import draw_preview, png
+from .statistics import Cycle, LabelStatistics, cycles
 from .volumes import read_label, read_volume
 
 _LARGEST_PREVIEW = 8 * 2**20  # bytes
@@ -213,12 +215,12 @@ def _tile(state: str, name: str, number: int) -> str:
 
 
 def _ranges(cases: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Say how large each label is over all cases."""
+    """Say how large each label is over all cases; of a film, its largest frame counts."""
     volumes: dict[str, list[float]] = {}
     for case in cases:
-        for label in case["labels"]:
-            if label["volume_ml"] is not None:
-                volumes.setdefault(str(label["name"]), []).append(float(label["volume_ml"]))
+        for label in _standing(case):
+            if label.volume_ml is not None:
+                volumes.setdefault(str(label.name), []).append(float(label.volume_ml))
     for name, values in sorted(volumes.items()):
         if len(values) > 1:
             yield (
@@ -246,7 +248,7 @@ def _state(case: Mapping[str, Any]) -> str:
 
 def _case(n: int, case: Mapping[str, Any], place: _Place) -> str:
     state = _state(case)
-    volume = sum(label["volume_ml"] or 0 for label in case["labels"])
+    volume = sum(label.volume_ml or 0 for label in _standing(case))
     nqm = case["nqm"] if case["nqm"] is not None else -1
     folder, _, name = str(case["input"]).rpartition("/")
     parts = [
@@ -259,6 +261,7 @@ def _case(n: int, case: Mapping[str, Any], place: _Place) -> str:
         f'<p class="error">{_text(case["error"])}</p>' if case["error"] else "",
         _listed("reasons", case["reasons"]),
         _table(case),
+        *(_curve(cycle) for cycle in cycles(_labels(case))),
         _listed("warnings", case["warnings"]),
         _links(case, place),
         _details(case),
@@ -274,17 +277,42 @@ def _listed(kind: str, sentences: Sequence[str]) -> str:
     return f'<div class="{kind}">{title}<ul>{items}</ul></div>' if items else ""
 
 
+def _labels(case: Mapping[str, Any]) -> list[LabelStatistics]:
+    return [LabelStatistics(**label) for label in case["labels"]]
+
+
+def _standing(case: Mapping[str, Any]) -> list[LabelStatistics]:
+    """Return the labels of a case; those of a film as in their largest frames."""
+    labels = _labels(case)
+    return [cycle.largest for cycle in cycles(labels)] or labels
+
+
 def _table(case: Mapping[str, Any]) -> str:
-    if not case["labels"]:
-        return ""
+    labels = [label for label in _labels(case) if label.frame is None]
+    return _rows([(label.name, label) for label in labels], case["nqm"]) if labels else ""
+
+
+def _curve(cycle: Cycle) -> str:
+    """Return how a label changes over the frames of a film: the curve, what matters of it, and every frame."""
+    high, low = ("End-diastole", "End-systole") if cycle.ventricle else ("Largest", "Smallest")
+    ends = ((high, cycle.largest), (low, cycle.smallest))
+    table = _rows([(f"{name}, frame {label.frame}", label) for name, label in ends])
+    fraction = cycle.ejection_fraction
+    beside = "" if fraction is None else f'<p class="fraction">Ejection fraction <b>{100 * fraction:.1f} %</b></p>'
+    frames = _rows([(f"Frame {label.frame}", label) for label in cycle.frames])
+    return (
+        f'<figure class="curve"><figcaption>{_text(cycle.name)} over {len(cycle.frames)} frames</figcaption>{svg(cycle)}'
+        f"</figure>\n{table}\n{beside}<details><summary>All frames</summary>{frames}</details>"
+    )
+
+
+def _rows(labels: Sequence[tuple[str, LabelStatistics]], nqm: float | None = None) -> str:
     rows = []
-    for label in case["labels"]:
-        size = _number(label["volume_ml"], 3, " ml")
-        if label["voxels"] == 0:
-            size = "nothing found"
-        nqm = _number(label["nqm"] if label["nqm"] is not None else case["nqm"], 4)
-        values = "".join(f"<td>{cell}</td>" for cell in (size, f"{label['voxels']:d}", nqm))
-        rows.append(f'<tr><th scope="row">{_text(label["name"])}</th>{values}</tr>')
+    for name, label in labels:
+        size = "nothing found" if label.voxels == 0 else _number(label.volume_ml, 3, " ml")
+        told = _number(label.nqm if label.nqm is not None else nqm, 4)
+        values = "".join(f"<td>{cell}</td>" for cell in (size, f"{label.voxels:d}", told))
+        rows.append(f'<tr><th scope="row">{_text(name)}</th>{values}</tr>')
     head = "".join(f'<th scope="col">{name}</th>' for name in ("Volume", "Voxels", "NQM"))
     return f"<table><thead><tr><td></td>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
 
@@ -299,12 +327,13 @@ def _links(case: Mapping[str, Any], place: _Place) -> str:
 
 def _details(case: Mapping[str, Any]) -> str:
     rows = [("Time", _time(case["seconds"])), ("SHA-256 of the input", case["sha256"] or "not read")]
-    for label in case["labels"]:
-        if label["mean_probability"] is not None:
-            rows.append((f"Mean probability of {label['name']}", _number(label["mean_probability"], 3)))
-        if label["bounding_box"] is not None:
-            extent = ", ".join(f"{first} to {last}" for first, last in label["bounding_box"])
-            rows.append((f"Extent of {label['name']} in voxels", extent))
+    for label in _labels(case):
+        of = label.name if label.frame is None else f"{label.name} in frame {label.frame}"
+        if label.mean_probability is not None:
+            rows.append((f"Mean probability of {of}", _number(label.mean_probability, 3)))
+        if label.bounding_box is not None:
+            extent = ", ".join(f"{first} to {last}" for first, last in label.bounding_box)
+            rows.append((f"Extent of {of} in voxels", extent))
     lines = "".join(f"<dt>{_text(name)}</dt><dd>{_text(value)}</dd>" for name, value in rows)
     return f"<details><summary>Details</summary><dl>{lines}</dl></details>"
 
@@ -316,7 +345,7 @@ def _film(case: Mapping[str, Any], place: _Place) -> str:
         source = base64.b64encode(_picture(case, place)).decode()
     except (OSError, ValueError, TypeError, ImportError, MemoryError) as error:
         return f'<p class="film none">No picture: {_text(sentence(error))}</p>'
-    found = " and ".join(_text(label["name"]) for label in case["labels"] if label["voxels"])
+    found = " and ".join(_text(label.name) for label in _standing(case) if label.voxels)
     alt = f"Slices of {name} with the outline of {found}" if found else f"Slices of {name}"
     return (
         f'<div class="film" tabindex="0" role="group" aria-label="Picture of {name}">'

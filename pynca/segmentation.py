@@ -22,7 +22,7 @@ from .orientation import Orientation
 from .postprocessing import postprocess
 from .preprocessing import check_finite
 from .progress import Progress
-from .quality import Ensemble, nqm, sigmoid
+from .quality import Ensemble, largest_nqm, nqm, sigmoid
 from .rule import FloatArray, UInt8Array, whole_number
 from .volumes import Volume, read_outline, read_volume, save_map, save_mask
 from .zoo import DEFAULT, names
@@ -50,7 +50,8 @@ class Segmentation:
     nqm : float or None
         Quality metric of M3D-NCA (`pynca.quality.nqm`), ``sum(sd) / sum(mean)`` of the
         probability over the samples: 0 = all runs agree, larger is worse. Summed over the image's own
-        voxels; on the model's grid, as in the papers, it reads some 7 % higher. None for one sample.
+        voxels; on the model's grid, as in the papers, it reads some 7 % higher. Of a film, the largest of its
+        frames'. None for one sample.
     labels : mapping of int to str
         Name of each value in ``mask``.
     volume : Volume or None
@@ -60,6 +61,8 @@ class Segmentation:
         The voxels that went in, not a copy: for pictures of the result.
     samples : int
         Number of runs.
+    frame_nqm : tuple of float
+        Of a film, the NQM of each frame; empty for anything else, and for one sample.
     """
 
     mask: UInt8Array
@@ -70,6 +73,31 @@ class Segmentation:
     volume: Volume | None = field(default=None, repr=False)
     image: NDArray[Any] | None = field(default=None, repr=False)
     samples: int = 1
+    frame_nqm: tuple[float, ...] = ()
+
+    def frames(self) -> list[Segmentation]:
+        """Return the segmentation of each time point of a film, on views of its arrays; of anything else, itself."""
+        if self.mask.ndim < 4:
+            return [self]
+        count = self.mask.shape[3]
+        nqms = self.frame_nqm if len(self.frame_nqm) == count else (self.nqm if count == 1 else None,) * count
+
+        def of(array: NDArray[Scalar], n: int) -> NDArray[Scalar]:
+            return array[..., n]
+
+        return [
+            replace(
+                self,
+                mask=of(self.mask, n),
+                probability=of(self.probability, n),
+                uncertainty=None if self.uncertainty is None else of(self.uncertainty, n),
+                nqm=nqms[n],
+                volume=None if self.volume is None else replace(self.volume, data=of(self.volume.data, n)),
+                image=None if self.image is None else of(self.image, n),
+                frame_nqm=(),
+            )
+            for n in range(count)
+        ]
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the mask in the format that the name's ending says, with the geometry of the input.
@@ -319,15 +347,17 @@ def predict(
                 totals[(slice(None), *part)] = ensemble.totals()
     for slices in view(mask) if model.postprocessing else ():
         slices[...] = postprocess(slices > 0, model.postprocessing) * np.uint8(value)
+    nqms = () if uncertainty is None else tuple(nqm(totals[:, film]) for film in range(films))
     return Segmentation(
         mask=mask,
         probability=probability,
         uncertainty=uncertainty,
-        nqm=None if uncertainty is None else nqm(totals.reshape(2, -1)),
+        nqm=None if uncertainty is None else largest_nqm(nqms),
         labels=dict(model.labels),
         volume=volume,
         image=data,
         samples=samples,
+        frame_nqm=nqms if data.ndim > 3 else (),
     )
 
 
@@ -469,7 +499,7 @@ def sized(volume: Volume, model: Model) -> Volume:
         return volume
     preparation, axes = model.preparation, volume.data.ndim
     way = Orientation.of(volume, preparation.orientation, preparation.axis)
-    order = list(way.axes) if volume.picture or axes == 3 else [n for n in range(3) if n != preparation.axis]
+    order = list(way.axes) if volume.picture or axes > 2 else [n for n in range(3) if n != preparation.axis]
     return replace(volume, spacing=tuple(preparation.spacing[n] for n in order[:axes]))
 
 

@@ -6,7 +6,8 @@ import csv
 import io
 import math
 import os
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -39,6 +40,8 @@ class LabelStatistics:
         Mean over the label's voxels, to six digits; None where nothing was found.
     nqm : float or None
         How much several runs disagree (`pynca.quality.nqm`), to six digits; None for one run.
+    frame : int or None
+        Of a film, the time point that all of this is of, counted from 0; None for anything else.
     """
 
     value: int
@@ -48,12 +51,43 @@ class LabelStatistics:
     bounding_box: list[list[int]] | None
     mean_probability: float | None
     nqm: float | None
+    frame: int | None = None
+
+
+@dataclass(frozen=True)
+class Cycle:
+    """How large a label is over the frames of a film.
+
+    Attributes
+    ----------
+    name : str
+        The label's.
+    frames : list of LabelStatistics
+        In the order of time.
+    largest, smallest : LabelStatistics
+        The frames in which it is largest and smallest; of equal ones the first. Of a ventricle of the heart,
+        end-diastole and end-systole.
+    ventricle : bool
+        The label's name says that it is the cavity of one (`is_ventricle`).
+    ejection_fraction : float or None
+        ``(largest - smallest) / largest`` of a ventricle, to six digits. None for another label; where nothing was
+        found in a frame, whose volume is then not known; and where all that was found lies in one slice, which shows
+        an area and no volume.
+    """
+
+    name: str
+    frames: list[LabelStatistics]
+    largest: LabelStatistics
+    smallest: LabelStatistics
+    ventricle: bool
+    ejection_fraction: float | None
 
 
 def label_statistics(segmentation: Segmentation) -> list[LabelStatistics]:
     """Return the statistics of each label of a segmentation, in the order of its labels.
 
-    The figures are the same to the last digit on every machine.
+    Of a film, each frame has its own: all labels of the first frame, then all of the second. The figures are the same
+    to the last digit on every machine.
 
     Parameters
     ----------
@@ -65,27 +99,80 @@ def label_statistics(segmentation: Segmentation) -> list[LabelStatistics]:
     -------
     list of LabelStatistics
     """
+    frames = segmentation.frames()
+    if len(frames) == 1:
+        return list(_of_one(frames[0], None))
+    return [label for n, frame in enumerate(frames) for label in _of_one(frame, n)]
+
+
+def _of_one(segmentation: Segmentation, frame: int | None) -> Iterator[LabelStatistics]:
     voxel = None if segmentation.volume is None else segmentation.volume.voxel_volume
-    found = []
     for value, name in segmentation.labels.items():
         mask = segmentation.mask == value
         voxels = int(np.count_nonzero(mask))
-        found.append(
-            LabelStatistics(
-                value=value,
-                name=name,
-                voxels=voxels,
-                volume_ml=None if voxel is None else rounded(voxels * voxel / 1000),
-                bounding_box=_bounding_box(mask) if voxels else None,
-                mean_probability=_mean(segmentation.probability[mask]) if voxels else None,
-                nqm=rounded(segmentation.nqm),
-            )
+        yield LabelStatistics(
+            value=value,
+            name=name,
+            voxels=voxels,
+            volume_ml=None if voxel is None else rounded(voxels * voxel / 1000),
+            bounding_box=_bounding_box(mask) if voxels else None,
+            mean_probability=_mean(segmentation.probability[mask]) if voxels else None,
+            nqm=rounded(segmentation.nqm),
+            frame=frame,
         )
-    return found
+
+
+def cycles(labels: Sequence[LabelStatistics]) -> list[Cycle]:
+    """Say how the labels of a film change over its frames, in the order of the labels; nothing of what is no film.
+
+    Parameters
+    ----------
+    labels : sequence of LabelStatistics
+        Of one segmentation, as `label_statistics` returns them.
+    """
+    films: dict[int, list[LabelStatistics]] = {}
+    for label in labels:
+        if label.frame is not None:
+            films.setdefault(label.value, []).append(label)
+    return [_cycle(sorted(frames, key=lambda label: label.frame or 0)) for frames in films.values()]
+
+
+def _cycle(frames: list[LabelStatistics]) -> Cycle:
+    largest, smallest = (choose(frames, key=lambda label: label.voxels) for choose in (max, min))
+    name = frames[0].name
+    fraction = None
+    if is_ventricle(name) and smallest.voxels and not _in_one_slice(frames):
+        fraction = rounded((largest.voxels - smallest.voxels) / largest.voxels)  # voxels are as large in all frames
+    return Cycle(name, frames, largest, smallest, is_ventricle(name), fraction)
+
+
+def _in_one_slice(frames: Sequence[LabelStatistics]) -> bool:
+    """Tell whether all that was found in any frame lies in one and the same slice."""
+    boxes = np.array([frame.bounding_box for frame in frames if frame.bounding_box])
+    return bool((boxes[..., 1].max(axis=0) == boxes[..., 0].min(axis=0)).any())
+
+
+def is_ventricle(label: str) -> bool:
+    """Tell whether a label's name says that it is the cavity of a ventricle of the heart.
+
+    Such as ``"left ventricle"``, ``"RV cavity"`` and ``"heart_ventricle_left"``; neither the wall of one, as
+    ``"LV myocardium"``, nor a ventricle of the brain, as ``"left lateral ventricle"``.
+    """
+    words = " ".join(re.findall(r"[a-z]+", label.lower()))
+    return bool(_VENTRICLE.search(words)) and not _WALL.search(words)
+
+
+_VENTRICLE = re.compile(
+    r"\b((left|right|heart|cardiac) ventric(le|les|ular)|ventricle (left|right)|[lr]v|[lr]v(c|bp|cavity))\b"
+)
+_WALL = re.compile(r"\b(myo\w*|epi\w*|\w*wall|muscle|mass|\w*cardi(um|al)|septum|scar|fat)\b")
 
 
 def write_statistics(path: str | os.PathLike[str], cases: Iterable[tuple[str, Sequence[LabelStatistics]]]) -> None:
     """Write one row a case and label as CSV, whole or not at all; the same statistics give the same bytes.
+
+    A film has a row a frame and label. If there is one among the cases, a column ``frame`` behind ``input`` counts
+    them from 0; it is empty for other cases.
 
     Parameters
     ----------
@@ -93,17 +180,20 @@ def write_statistics(path: str | os.PathLike[str], cases: Iterable[tuple[str, Se
         The file to write.
     cases : iterable of (str, sequence of LabelStatistics)
         The name of each case, and its labels. A bounding box takes six columns, ``i_first`` to ``k_last``;
-        a picture's third axis is left empty, as is everything that is None, and a film's fourth left out.
+        a picture's third axis is left empty, as is everything that is None.
     """
+    cases = list(cases)
+    films = any(label.frame is not None for _, labels in cases for label in labels)
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_COLUMNS)
+    writer.writerow([_COLUMNS[0], *["frame"][: films], *_COLUMNS[1:]])
     for name, labels in cases:
         for label in labels:
             ends = [end for axis in label.bounding_box or () for end in axis]
             box = [*ends, *[None] * len(_BOX)][: len(_BOX)]
+            case = [name, label.frame] if films else [name]
             volume = [label.voxels, label.volume_ml]
-            writer.writerow([name, label.value, label.name, *volume, *box, label.mean_probability, label.nqm])
+            writer.writerow([*case, label.value, label.name, *volume, *box, label.mean_probability, label.nqm])
     with (
         atomic_path(path) as beside,
         open(beside, "w", encoding="utf-8", errors="backslashreplace", newline="") as file,

@@ -32,6 +32,7 @@ from .common import (
 if TYPE_CHECKING:
     from ..layouts import Job
     from ..manifest import Entry, Manifest
+    from ..statistics import LabelStatistics
     from .common import Commands
 
 
@@ -248,25 +249,39 @@ def _print_case(job: Job, entry: Entry, *, new: bool, as_json: bool, quiet: bool
 
 def _record(job: Job, entry: Entry) -> dict[str, object]:
     """Return an entry of the manifest with its paths as the command was given them, and its first label for itself."""
+    from ..statistics import cycles
+
     outputs = {kind: str(job.outputs[kind]) for kind in entry.outputs if kind in job.outputs}
     record = {**asdict(entry), "input": str(job.source), "output": outputs.get("mask"), "outputs": outputs}
     if entry.labels:
         first = entry.labels[0]
         record |= {"label": first.name, "voxels": first.voxels, "volume_ml": first.volume_ml}
+    for cycle in cycles(entry.labels)[:1]:  # a number for each frame: their sum means nothing
+        record |= {
+            "voxels": [frame.voxels for frame in cycle.frames],
+            "volume_ml": [frame.volume_ml for frame in cycle.frames],
+            "ejection_fraction": cycle.ejection_fraction,
+        }
     return record
 
 
 def _line(job: Job, entry: Entry) -> str:
-    label = entry.labels[0]
-    size = f"{label.voxels} pixels" if label.volume_ml is None else f"{label.volume_ml:.3f} ml ({label.voxels} voxels)"
-    line = f"{job.outputs['mask']}: {plain(label.name)} {size}"
-    if label.voxels == 0:
-        line += ", nothing found"
+    from ..curve import said
+    from ..statistics import cycles
+
+    line = f"{job.outputs['mask']}: "
+    films = cycles(entry.labels)
+    line += plain(said(films[0])) if films else _found(entry.labels[0])
     if entry.nqm is not None:
-        line += f", NQM {entry.nqm:.4f}"
+        line += f", {'largest NQM' if films else 'NQM'} {entry.nqm:.4f}"
     if entry.quality is not None:
         line += ", review: " + "; ".join(entry.reasons) if entry.reasons else ", ok"
     return f"{line}, {entry.seconds:.2f} s"
+
+
+def _found(label: LabelStatistics) -> str:
+    size = f"{label.voxels} pixels" if label.volume_ml is None else f"{label.volume_ml:.3f} ml ({label.voxels} voxels)"
+    return f"{plain(label.name)} {size}" + ", nothing found" * (label.voxels == 0)
 
 
 def _summary(folder: Path, manifest: Manifest, kept: int) -> str:
