@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -227,6 +229,11 @@ def test_a_film_is_its_volumes_one_by_one(film: Path, tmp_path: Path) -> None:
         np.testing.assert_array_equal(whole.probability[..., n], one.probability)
         assert whole.uncertainty is not None
         np.testing.assert_array_equal(whole.uncertainty[..., n], one.uncertainty)
+        frame = whole.frames()[n]
+        assert frame.nqm == one.nqm
+        frame.save(tmp_path / "frame.nii.gz")
+        one.save(tmp_path / "one.nii.gz")
+        assert (tmp_path / "frame.nii.gz").read_bytes() == (tmp_path / "one.nii.gz").read_bytes()
         along = pynca.predict(volumes.read_volume(film, volume=n), model, axis=0)
         np.testing.assert_array_equal(
             pynca.predict(volumes.read_volume(film, volume="all"), model, axis=0).mask[..., n], along.mask
@@ -333,6 +340,39 @@ def test_a_film_at_the_command_line(film: Path, tmp_path: Path, capsys: pytest.C
     assert run(capsys, film, tmp_path / "m.nii.gz", "--volume", "all", *arguments)[0] == 0
     assert nibabel.load(tmp_path / "m.nii.gz").shape == (6, 7, 5, 3)
     assert nibabel.load(tmp_path / "u.nii.gz").get_data_dtype() == np.float32
+
+
+def test_volumes_of_a_film_are_never_added_up(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scan = nibabel.load(data / "hippocampus" / "images" / "hippocampus_001.nii.gz")
+    (tmp_path / "scans").mkdir()
+    film, table = tmp_path / "scans" / "film.nii.gz", tmp_path / "stats.csv"
+    nibabel.save(nibabel.Nifti1Image(np.stack([np.asarray(scan.dataobj)] * 3, -1), scan.affine), film)
+    monkeypatch.setenv("PYNCA_NUM_THREADS", "2")
+    code, out, err = run(capsys, film, tmp_path / "m.nii.gz", "--volume", "all", "--stats", table)
+    assert (code, err) == (0, "")
+    assert "hippocampus 2.932, 2.932, 2.932 ml in 3 frames; largest 2.932 ml in frame 0" in out and ", ok, " in out
+    with open(table, newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["frame"], row["volume_ml"]) for row in rows] == [(str(n), "2.932") for n in range(3)]
+    code, out, _ = run(capsys, tmp_path / "scans", tmp_path / "masks", "--volume", "all", "--json")
+    record = json.loads(out)
+    assert record["volume_ml"] == [2.932] * 3 and record["voxels"] == [2932] * 3
+    manifest = tmp_path / "masks" / "manifest.json"
+    content = json.loads(manifest.read_text())
+    assert [(label["frame"], label["volume_ml"]) for label in content["cases"][0]["labels"]] == [
+        (n, 2.932) for n in range(3)
+    ]
+
+    labels = [{name: value for name, value in record["labels"][0].items() if name != "frame"}]
+    content["cases"][0]["labels"] = [labels[0] | {"voxels": 8796, "volume_ml": 8.796}]  # as it was once written
+    manifest.write_text(json.dumps(content))
+    code, _, err = run(capsys, tmp_path / "scans", tmp_path / "masks", "--volume", "all")
+    assert code == 2 and "an older pynca wrote it, which added the volumes of a film's frames up" in err
+    code = cli.main(["report", str(tmp_path / "masks")])
+    assert code != 0 and "added the volumes of a film's frames up" in capsys.readouterr().err
+    assert not (tmp_path / "masks" / "report.html").exists()
 
 
 def test_a_picture_at_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

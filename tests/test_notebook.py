@@ -51,6 +51,17 @@ def test_an_array_shows_itself_without_a_copy(shape: tuple[int, ...], unit: str)
     assert text.split() == ["blob", str(np.count_nonzero(found.mask)), unit]
 
 
+def test_a_film_shows_every_frame() -> None:
+    mask = np.zeros((4, 5, 3, 2), np.uint8)
+    mask[:2, :2, :2, 0] = mask[:1, :2, :2, 1] = 1
+    volume = Volume(mask, np.diag([10.0, 10, 10, 1]), None, "the film")
+    _, text = shown(pynca.Segmentation(mask, mask.astype(np.float32), labels={1: "LV"}, volume=volume))
+    assert "LV, frame 0 8.000 ml (8 voxels) LV, frame 1 4.000 ml (4 voxels)" in " ".join(text.split())
+    assert "Ejection fraction of LV 50.0 %" in " ".join(text.split())
+    assert "ED 8.000" in text and "ES 4.000" in text
+    assert "12.000" not in text
+
+
 def test_one_made_by_hand_shows_what_it_has() -> None:
     mask = np.ones((2, 3), np.uint8)
     found = pynca.Segmentation(mask, mask.astype(np.float32), nqm=float("nan"), labels={1: "<b>"})

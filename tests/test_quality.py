@@ -63,6 +63,36 @@ def test_verdicts_and_reasons(segmentation: Segmentation, reasons: list[str]) ->
     assert all(text.startswith(reason) for text, reason in zip(said, reasons, strict=True))
 
 
+def film(*frames: Segmentation) -> Segmentation:
+    mask, probability = (np.stack([getattr(f, kind) for f in frames], -1) for kind in ("mask", "probability"))
+    nqms = tuple(f.nqm for f in frames if f.nqm is not None)
+    whole = {"nqm": max(nqms, default=None), "samples": frames[0].samples, "frame_nqm": nqms}
+    return Segmentation(mask, probability, volume=Volume(mask, np.eye(4), None, "the film"), **whole)
+
+
+def test_each_frame_of_a_film_is_judged_by_itself() -> None:
+    assert judge(film(result(1500), result(1600)), MODEL) == ("ok", [])  # 3.1 ml together
+    assert judge(film(result(1500, nqm=0.05), result(1500, nqm=0.09)), MODEL) == ("ok", [])
+    assert judge(film(result(500), result(600)), MODEL) == (  # together they would pass
+        "review",
+        [f"frame {n}: the volume is unusual: 0.{5 + n} ml, expected 0.909 to 2.2 ml" for n in range(2)],
+    )
+    assert judge(film(result(1500), result(0), result(1500, 0.6)), MODEL) == (
+        "review",
+        [
+            "frame 1: nothing was found, expected at least 0.909 ml",
+            "frame 2: the outline is unsure: confidence 0.750, expected at least 0.900",
+        ],
+    )
+    assert judge(film(*[result(1500, nqm=q) for q in (0.02, 0.11, 0.03)]), MODEL) == (
+        "review",
+        ["frame 1: the runs disagree: NQM 0.110, expected at most 0.100"],
+    )
+    unknown = replace(MODEL, quality=replace(QUALITY, volume_ml=None))
+    assert judge(film(result(1500), result(0)), unknown) == (None, [])
+    assert judge(film(result(500)), MODEL)[1] == judge(result(500), MODEL)[1]
+
+
 def test_without_calibration_there_is_no_verdict() -> None:
     assert judge(result(0), replace(MODEL, quality=None)) == (None, [])
 

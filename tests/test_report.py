@@ -408,3 +408,33 @@ def test_in_a_browser(folder: Path, tmp_path: Path) -> None:
             assert page.evaluate("window.ran") is None
             assert any("Content Security Policy" in complaint for complaint in page.complaints)
             assert [request for request in page.requests if not request.startswith("data:")] == [path.as_uri()]
+
+
+# --- films ----------------------------------------------------------------------------------------------------
+
+
+def frames(name: str, volumes: list[float]) -> list[dict[str, Any]]:
+    return [{**label(round(ml * 1000), ml, name), "frame": n} for n, ml in enumerate(volumes)]
+
+
+def test_a_film_has_a_curve_of_its_volumes(tmp_path: Path) -> None:
+    volumes = [120.5, 100, 70.25, 60.25, 80, 110]
+    cine = case("cine.nii.gz", labels=frames("left ventricle <b>", volumes))
+    write_manifest(tmp_path, [cine, case("scan.nii.gz", labels=[label(50, 50.0)])])
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    card = page[page.index("<article") : page.index("</article>")]
+    assert 'data-volume="120.5"' in card
+    assert card.count("<svg") == 1 and "style=" not in page and "<b>" not in card.replace("<b>50.0 %</b>", "")
+    points = re.findall(r'<polyline points="([^"]+)"', card)[0].split()
+    heights = [float(point.split(",")[1]) for point in points]
+    assert np.argsort(heights).tolist() == np.argsort(volumes)[::-1].tolist()
+    text = re.sub(r"<[^>]+>", " ", card)
+    assert "End-diastole, frame 0" in text and "End-systole, frame 3" in text and "Ejection fraction  50.0 %" in text
+    assert "541" not in text  # the sum of all
+
+
+@pytest.mark.parametrize("volumes", [[0.0, 0.0], [1.0, 0.0, 1.0], [1e-9, 2e-9], [1e7, 1e6]])
+def test_a_curve_of_any_sizes(tmp_path: Path, volumes: list[float]) -> None:
+    write_manifest(tmp_path, [case("cine.nii.gz", labels=frames("blob", volumes))])
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    assert page.count("<svg") == 1 and "nan" not in page and "Ejection" not in page and "systole" not in page

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pynca
-from pynca.statistics import label_statistics, rounded, write_statistics
+from pynca.statistics import cycles, is_ventricle, label_statistics, rounded, write_statistics
 from pynca.volumes import Volume
 
 AFFINES = {
@@ -105,3 +106,71 @@ def test_a_table_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"s.csv": "old"}
     with pytest.raises(FileNotFoundError, match="there is no folder"):
         write_statistics(tmp_path / "no" / "s.csv", [])
+
+
+# --- films ----------------------------------------------------------------------------------------------------
+
+
+def film(sizes: list[int], label: str = "left ventricle", slices: int = 2) -> pynca.Segmentation:
+    """A film of so many voxels of 3 mm³ in each frame, each with an NQM of its own."""
+    mask = np.zeros((10, 20, slices, len(sizes)), np.uint8)
+    for n, size in enumerate(sizes):
+        places = np.unravel_index(np.arange(size), (10, 20, slices))
+        mask[(*places, n)] = 3
+    volume = Volume(mask, AFFINES["diagonal"], None, "the film")
+    nqms = tuple(0.1 + n / 100 for n in range(len(sizes)))
+    probability = np.where(mask, np.linspace(0.6, 0.9, len(sizes)), 0.25).astype(np.float32)
+    return pynca.Segmentation(mask, probability, nqm=max(nqms), labels={3: label}, volume=volume, frame_nqm=nqms)
+
+
+def test_each_frame_of_a_film_has_its_own_statistics(tmp_path: Path) -> None:
+    found = film([100, 40, 0, 60])
+    labels = label_statistics(found)
+    assert [label.frame for label in labels] == [0, 1, 2, 3]
+    assert [label.volume_ml for label in labels] == [0.3, 0.12, 0.0, 0.18]
+    assert [label.nqm for label in labels] == [0.1, 0.11, 0.12, 0.13]
+    for n, (label, alone) in enumerate(zip(labels, found.frames(), strict=True)):
+        (expected,) = label_statistics(alone)
+        assert replace(label, frame=None) == expected, n
+        assert label.bounding_box is None or len(label.bounding_box) == 3
+    write_statistics(tmp_path / "s.csv", [("film.nii", labels), ("scan.nii", label_statistics(found.frames()[0]))])
+    with open(tmp_path / "s.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["input"], row["frame"], row["volume_ml"]) for row in rows] == [
+        *(("film.nii", str(n), size) for n, size in enumerate(("0.3", "0.12", "0.0", "0.18"))),
+        ("scan.nii", "", "0.3"),
+    ]
+
+
+def test_a_film_of_one_frame_is_a_volume() -> None:
+    found = film([100])
+    assert label_statistics(found) == label_statistics(found.frames()[0])
+    assert label_statistics(found)[0].frame is None
+    assert cycles(label_statistics(found)) == []
+
+
+@pytest.mark.parametrize(
+    ("sizes", "label", "slices", "fraction"),
+    [
+        ([300, 250, 120, 200], "left ventricle", 2, 0.6),
+        ([300, 250, 120, 200], "hippocampus", 2, None),
+        ([300, 250, 120, 200], "LV myocardium", 2, None),
+        ([300, 0, 120, 200], "left ventricle", 2, None),  # its smallest volume is not known
+        ([150, 50], "left ventricle", 1, None),  # of one slice there is an area
+        ([250, 250], "RV", 2, 0.0),
+    ],
+)
+def test_the_cycle_of_a_heart(sizes: list[int], label: str, slices: int, fraction: float | None) -> None:
+    (cycle,) = cycles(label_statistics(film(sizes, label, slices)))
+    assert (cycle.largest.frame, cycle.smallest.frame) == (sizes.index(max(sizes)), sizes.index(min(sizes)))
+    assert cycle.ejection_fraction == fraction
+
+
+def test_which_labels_are_ventricles_of_the_heart() -> None:
+    for label in ("left ventricle", "Left_Ventricle", "RV", "LV cavity", "LVC", "heart_ventricle_left", "lv-bp"):
+        assert is_ventricle(label), label
+    for label in (
+        *("left lateral ventricle", "third ventricle", "ventricles", "left atrium", "hippocampus", "", "valve"),
+        *("LV myocardium", "left ventricular wall", "LV mass", "RV epicardium", "LV-myo"),
+    ):
+        assert not is_ventricle(label), label
