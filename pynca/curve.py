@@ -7,8 +7,8 @@ from html import escape
 
 from .statistics import Cycle, LabelStatistics
 
-_WIDTH, _HEIGHT = 440, 190
-_LEFT, _RIGHT, _TOP, _BOTTOM = 48, 16, 20, 34  # margins around the curve
+_WIDTH, _HEIGHT = 440, 200
+_LEFT, _RIGHT, _TOP, _BOTTOM = 54, 16, 22, 40  # margins around the curve
 _TICKS = 5  # at most, on either axis
 _DOTS = 60  # frames up to which each has a dot
 
@@ -29,18 +29,19 @@ def svg(cycle: Cycle) -> str:
 
     places = [(x(n), y(size_of(frame))) for n, frame in enumerate(cycle.frames)]
     grid = [_rule(y(size), f"{size:g}") for size in _ticks(top)]
-    steps = [_text(x(int(n)), _HEIGHT - _BOTTOM + 14, f"{n:g}") for n in _ticks(last, least=1.0)]
+    steps = [_text(x(int(n)), _HEIGHT - _BOTTOM + 16, f"{n:g}") for n in _ticks(last, least=1.0)]
     dots = [f'<circle cx="{a:.1f}" cy="{b:.1f}" r="2"/>' for a, b in places if len(places) <= _DOTS]
     line = " ".join(f"{a:.1f},{b:.1f}" for a, b in places)
     marks = []
     for name, frame in (("ED", cycle.largest), ("ES", cycle.smallest)):
         n = cycle.frames.index(frame)
-        marks.append(_mark(*places[n], f"{name if cycle.ventricle else ''} {_told(frame)}".strip()))
+        text = f"{name if cycle.ventricle else ''} {_told(frame)}".strip()
+        marks.append(_mark(*places[n], text, below=frame is not cycle.largest))
     return (
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(said(cycle))}" fill="currentColor" '
-        f'font-size="11" font-family="sans-serif">'
+        f'font-size="13" font-family="sans-serif">'
         f'<g opacity="0.65">{"".join(grid)}<g text-anchor="middle">{"".join(steps)}</g>'
-        f"{_text(4, 11, unit)}"
+        f"{_text(4, 12, unit)}"
         f'<text x="{(_LEFT + _WIDTH - _RIGHT) / 2:g}" y="{_HEIGHT - 4}" text-anchor="middle">frame</text></g>'
         f'<polyline points="{line}" fill="none" stroke="currentColor" stroke-width="1.5"/>'
         f"{''.join(dots)}{''.join(marks)}</svg>"
@@ -86,12 +87,13 @@ def _text(x: float, y: float, text: str) -> str:
     return f'<text x="{x:.1f}" y="{y:.1f}">{escape(text)}</text>'
 
 
-def _mark(x: float, y: float, text: str) -> str:
+def _mark(x: float, y: float, text: str, *, below: bool) -> str:
     """Return a ring around a point, with its value beside it, where there is room."""
     half = (_LEFT + _WIDTH - _RIGHT) / 2
     anchor, aside = ("start", 7) if x < half else ("end", -7)
     ring = f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" fill="none" stroke="currentColor" stroke-width="1.5"/>'
+    height = y + 18 if below and y + 22 < _HEIGHT - _BOTTOM else max(y - 7, 12)
     return (
-        f'{ring}<text x="{x + aside:.1f}" y="{max(y - 7, 11):.1f}" text-anchor="{anchor}" font-weight="600">'
+        f'{ring}<text x="{x + aside:.1f}" y="{height:.1f}" text-anchor="{anchor}" font-weight="600">'
         f"{escape(text)}</text>"
     )

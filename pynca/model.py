@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import _core, jsontext, tensorfile, zoo
-from .errors import brief, quoted
+from .errors import NotFinite, brief, quoted
 from .inputs import Expected
 from .postprocessing import STEPS
 from .preprocessing import SHRINK, Preparation, check_finite
@@ -86,6 +87,8 @@ class Model:
     postprocessing : sequence of str
         What is done to a mask: ``"largest"`` keeps the largest piece of the image, ``"fill"`` fills holes in each
         slice. Default none.
+    file : str
+        The file that it was read from, which messages name. Default empty: it was made in Python.
 
     Raises
     ------
@@ -101,6 +104,7 @@ class Model:
     expected: Expected | None = None
     quality: Quality | None = None
     postprocessing: Sequence[str] = ()
+    file: str = field(default="", compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.levels, Sequence) or not all(
@@ -202,7 +206,7 @@ class Model:
         Raises
         ------
         ValueError, TypeError
-            An argument has the wrong shape, type or range.
+            An argument has the wrong shape, type or range; or the run did not stay finite.
         """
         array = np.asarray(image)
         if array.ndim == 2:
@@ -234,7 +238,7 @@ class Model:
     ) -> FloatArray:
         """Run all levels on prepared float32 images (N, H, W, K), each with its ensemble run and slice index.
 
-        Returns logits (N, H, W). `logits` describes the arguments; masks are (steps, h, w), for N = 1.
+        Returns logits (N, H, W). `logits` describes the arguments and errors; masks are (steps, h, w), for N = 1.
         """
         if images.ndim != 4 or images.shape[-1] != self.input_channels:
             raise ValueError(f"images has shape {images.shape}; it must be (N, H, W, {self.input_channels})")
@@ -253,9 +257,26 @@ class Model:
                 threads=threads,
             )
         assert state is not None
+        self.check_stayed_finite(state)
         _, height, width, k = images.shape
         logits: FloatArray = state[:, :height, :width, k].copy()
         return logits
+
+    def check_stayed_finite(self, values: FloatArray) -> None:
+        """Refuse what a run came to if NaN or infinity is in it: a cell that reached them keeps them to the end.
+
+        Raises
+        ------
+        NotFinite
+            The sentence names the model.
+        """
+        with np.errstate(invalid="ignore"):
+            finite = math.isfinite(values.min()) and math.isfinite(values.max())  # takes no memory, unlike isfinite
+        if not finite:
+            raise NotFinite(
+                f"a run of the model {self.file or self.card.name or 'without a name'} did not stay finite: cells reached "
+                "NaN or infinity, so that there is no result; its weights cannot be right"
+            )
 
     def entered(self, n: int, images: FloatArray, coarser: FloatArray | None) -> FloatArray:
         """Return the state in which level ``n`` begins: the coarser level's, each cell repeated, with the images."""
@@ -330,7 +351,7 @@ def load_model(path: str | os.PathLike[str]) -> Model:
             f"{path} has format version {quoted(metadata.get('format_version'))}; this pynca reads {FORMAT_VERSION}"
         )
     try:
-        return _model(tensors, metadata)
+        return replace(_model(tensors, metadata), file=str(path))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path} is not a valid model: {brief(error)}") from None
 

@@ -36,7 +36,12 @@ def html(segmentation: Segmentation) -> str:
         if cycle.ejection_fraction is not None:
             rows.append(_row(f"Ejection fraction of {cycle.name}", f"{100 * cycle.ejection_fraction:.1f} %"))
     if segmentation.nqm is not None:
-        rows.append(_row("Largest NQM of a frame" if len(segmentation.frames()) > 1 else "NQM", "none, nothing found" if np.isnan(segmentation.nqm) else f"{segmentation.nqm:.4f}"))
+        rows.append(
+            _row(
+                "Largest NQM of a frame" if len(segmentation.frames()) > 1 else "NQM",
+                "none, nothing found" if np.isnan(segmentation.nqm) else f"{segmentation.nqm:.4f}",
+            )
+        )
     picture = ""
     if segmentation.image is not None:
         source = base64.b64encode(png(draw_preview(original(segmentation), segmentation.mask))).decode()

@@ -6,7 +6,8 @@ import itertools
 import math
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
@@ -15,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import _core
 from .config import thread_count
+from .errors import NotFinite
 from .inputs import check_input
 from .memory import slices_a_call
 from .model import Model, load_model
@@ -279,7 +281,8 @@ def predict(
     ------
     ValueError, TypeError
         The image or an argument has the wrong shape, type or range, the file is damaged, or the run does
-        not fit into ``memory``; or, with ``strict``, the model was not made for the image.
+        not fit into ``memory``; or a run did not stay finite; or, with ``strict``, the model was not made for the
+        image.
     OSError
         A file does not exist or cannot be read.
     ImportError
@@ -330,16 +333,18 @@ def predict(
             prepared = model.preparation.prepare(volumes[part])[..., None]
             indices = np.arange(part[1].start, part[1].stop, dtype=np.uint32)
             ensemble = Ensemble()
-            for sample in range(samples):
-                small = model.batch_logits(
-                    prepared,
-                    samples=np.full(len(indices), sample, np.uint32),
-                    slices=indices,
-                    seed=seed,
-                    threads=threads,
-                )
-                ensemble.add(model.preparation.restore(small, (size[0], size[1])))
-                bar.advance(len(indices))
+            with _finite(name):
+                for sample in range(samples):
+                    small = model.batch_logits(
+                        prepared,
+                        samples=np.full(len(indices), sample, np.uint32),
+                        slices=indices,
+                        seed=seed,
+                        threads=threads,
+                    )
+                    ensemble.add(model.preparation.restore(small, (size[0], size[1])))
+                    bar.advance(len(indices))
+                model.check_stayed_finite(ensemble.logits)
             view(mask)[part] = (ensemble.logits > limit) * np.uint8(value)
             view(probability)[part] = sigmoid(ensemble.logits)
             if uncertainty is not None:
@@ -359,6 +364,16 @@ def predict(
         samples=samples,
         frame_nqm=nqms if data.ndim > 3 else (),
     )
+
+
+@contextmanager
+def _finite(name: str) -> Iterator[None]:
+    """Let what leaves float32 be refused with the image's name, not warned of by NumPy."""
+    try:
+        with np.errstate(over="ignore", invalid="ignore"):
+            yield
+    except NotFinite as problem:
+        raise NotFinite(f"{name}: {problem}") from None
 
 
 def check_memory(

@@ -186,7 +186,7 @@ def write_statistics(path: str | os.PathLike[str], cases: Iterable[tuple[str, Se
     films = any(label.frame is not None for _, labels in cases for label in labels)
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([_COLUMNS[0], *["frame"][: films], *_COLUMNS[1:]])
+    writer.writerow([_COLUMNS[0], *["frame"][:films], *_COLUMNS[1:]])
     for name, labels in cases:
         for label in labels:
             ends = [end for axis in label.bounding_box or () for end in axis]

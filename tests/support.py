@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -132,3 +133,9 @@ def refusal(action: Callable[[], object]) -> str | None:
 def is_sentence(text: str) -> bool:
     """Tell whether a refusal is one line that can be read."""
     return 0 < len(text) < 600 and "\n" not in text
+def exploding_model() -> pynca.Model:
+    """A model whose weights are finite and whose cells reach infinity."""
+    model = random_model()
+    weights = {name: np.asarray(w) * np.float32(1e20) for name, w in model.levels[1].rule.weights.items()}
+    level = pynca.Level(pynca.Rule(weights, perception="conv"), 4, 1)
+    return replace(model, levels=[model.levels[0], level], card=pynca.Card(name="exploding"))

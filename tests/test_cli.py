@@ -19,7 +19,7 @@ import pytest
 
 import pynca
 from pynca import cli
-from support import CHECKPOINT, random_model
+from support import CHECKPOINT, exploding_model, random_model
 
 SCRIPT = Path(sysconfig.get_path("scripts")) / ("pynca.exe" if os.name == "nt" else "pynca")
 posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX")
@@ -689,3 +689,28 @@ def test_segmenting_loads_nothing_that_is_not_required(folder: Path) -> None:
     assert {"numpy", "nibabel"} <= modules
     modules -= loaded_by("import nibabel", folder)  # which loads scipy where it is installed
     assert not {"torch", "scipy", "cv2", "skimage", "SimpleITK", "pandas", "matplotlib", "safetensors"} & modules
+
+
+@pytest.mark.parametrize("command", ["segment", "folder", "animate", "evaluate", "estimate", "slicer"])
+def test_a_model_that_does_not_stay_finite_fails_before_anything_is_written(tmp_path: Path, command: str) -> None:
+    exploding_model().save(tmp_path / "m.safetensors")
+    for folder in ("scans", "labels"):
+        (tmp_path / folder).mkdir()
+        data = np.random.default_rng(0).integers(0, 2, (16, 16, 3)).astype(np.uint8)
+        nibabel.save(nibabel.Nifti1Image(data, np.eye(4)), tmp_path / folder / "scan.nii.gz")
+    arguments = {
+        "segment": "segment scans/scan.nii.gz out.nii.gz -m m.safetensors --save-probability p.nii.gz --samples 2",
+        "folder": "segment scans out -m m.safetensors -q",
+        "animate": "animate scans/scan.nii.gz out.gif -m m.safetensors",
+        "evaluate": "evaluate --images scans --labels labels -m m.safetensors",
+        "estimate": "estimate scans/scan.nii.gz -m m.safetensors",
+        "slicer": "scans/scan.nii.gz out.nii.gz --modelfile m.safetensors",
+    }[command].split()
+    program = ["-m", "pynca.plugins.slicer" if command == "slicer" else "pynca.cli", *arguments]
+    ran = subprocess.run([sys.executable, *program], cwd=tmp_path, capture_output=True, text=True)
+    assert ran.returncode == 1
+    (said,) = [line for line in ran.stderr.splitlines() if line.startswith("pynca: ") and "files failed" not in line]
+    assert "m.safetensors did not stay finite" in said
+    assert "scan.nii.gz" in said or command == "estimate"
+    left = {path.name for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {"m.safetensors", "scan.nii.gz"} | ({"manifest.json"} if command == "folder" else set())

@@ -91,6 +91,17 @@ def test_fit_from_python_is_what_the_command_does(cases: Path) -> None:
             np.testing.assert_array_equal(weight, other.rule.weights[name])
 
 
+def test_without_validation_no_dice_is_told(cases: Path) -> None:
+    options = ["--images", "images", "--labels", "labels", *TINY, "--validation", "none", "--epochs", "2"]
+    ran = pynca_command(cases, "train", *options, "-o", "m.safetensors")
+    assert ran.returncode == 0, ran.stderr
+    lines = [line for line in ran.stdout.splitlines() if line.startswith("batch ")]
+    assert lines and all("validation Dice not measured" in line for line in lines)
+    assert "Dice" not in ran.stderr
+    log = (cases / "m.training" / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    assert {json.loads(line)["score"] for line in log} == {None}
+
+
 def test_an_interrupted_training_ends_with_the_same_model(cases: Path) -> None:
     options = ["--images", "images", "--labels", "labels", *TINY, "--validation", "none", "--epochs", "10", "-q"]
     assert pynca_command(cases, "train", *options, "-o", "whole.safetensors").returncode == 0

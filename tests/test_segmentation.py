@@ -17,8 +17,9 @@ from nibabel import orientations
 
 import pynca
 from pynca import memory
+from pynca.errors import NotFinite
 from pynca.quality import Ensemble, nqm
-from support import random_model
+from support import exploding_model, random_model
 
 MODEL = random_model()
 ALL_48 = [
@@ -552,3 +553,40 @@ def test_segmentations_compare_by_identity() -> None:
     assert one == one
     assert one != two
     assert len({one, two}) == 2
+
+
+# --- runs that do not stay finite ------------------------------------------------------------------------------
+
+
+def test_a_run_that_does_not_stay_finite_is_an_error(tmp_path: Path) -> None:
+    image = np.random.default_rng(0).random((16, 16, 5), np.float32)
+    model = exploding_model()
+    for samples in (1, 3):
+        with pytest.raises(NotFinite, match="^the image: a run of the model exploding did not stay finite"):
+            pynca.predict(image, model, samples=samples)
+    for call in (model.logits, lambda image: pynca.predict(image, replace(model, postprocessing=("largest",)))):
+        with pytest.raises(NotFinite, match="a run of the model exploding did not stay finite"):
+            call(image[..., 0])
+    model.save(tmp_path / "m.safetensors")
+    assert not np.isfinite(model.levels[1].rule.run(np.ones((8, 8, 6), np.float32), 4)).all()  # the values as they are
+    np.save(tmp_path / "x.npy", image)
+    with pytest.raises(NotFinite, match=r"^\S+x.npy: a run of the model \S+m.safetensors did not stay finite"):
+        pynca.segment(tmp_path / "x.npy", tmp_path / "m.safetensors")
+
+
+def test_an_average_that_leaves_float32_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = iter([3e38, -3e38])
+    monkeypatch.setattr(
+        pynca.Model, "batch_logits", lambda self, images, **_: np.full(images.shape[:3], next(runs), np.float32)
+    )
+    with pytest.raises(NotFinite, match="did not stay finite"):
+        pynca.predict(np.ones((16, 16)), random_model(), samples=2)
+
+
+def test_a_run_in_a_channel_behind_the_logits_counts() -> None:
+    weights = {name: np.array(w) for name, w in random_model().levels[1].rule.weights.items()}
+    weights["fc1.weight"][2:] *= 1e20
+    weights["fc1.weight"][1] = 0  # the logits never change
+    model = pynca.Model([pynca.Level(pynca.Rule(weights, perception="conv"), 30, 1)], pynca.Preparation((16, 16)))
+    with pytest.raises(NotFinite):
+        model.logits(np.random.default_rng(0).random((16, 16)))

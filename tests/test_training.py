@@ -16,6 +16,7 @@ import pytest
 import pynca
 from pynca import cases, tensorfile
 from pynca.cli.train import _reached
+from pynca.errors import NotFinite
 from pynca.training import dataset, sampling
 from pynca.training.ahead import Batches
 from pynca.training.fit import fit_slices, learning_rate, train_batch
@@ -404,6 +405,36 @@ def test_a_collapse_of_the_score_is_noticed() -> None:
     fit_slices(blobs(), recipe, PREPARATION, score=lambda model: next(scores), report=reports.append)
     assert [entry["attempt"] for entry in reports] == [0, 0, 0, 1, 1, 1]
     assert reports[3]["rate"] < 0.6 * reports[1]["rate"]
+
+
+def test_a_model_that_does_not_stay_finite_has_failed() -> None:
+    def score(model: pynca.Model) -> float:
+        if len(reports) == 2:
+            raise NotFinite("a run did not stay finite")
+        return 0.5
+
+    reports: list[dict[str, float]] = []
+    fit_slices(blobs(), replace(SMALL, batches=12), PREPARATION, score=score, report=reports.append)
+    assert [entry["failed"] for entry in reports] == [False, False, True, False, False, False]
+    assert math.isnan(reports[2]["score"])
+
+
+def test_without_a_score_none_is_reported_or_kept(tmp_path: Path) -> None:
+    reports: list[dict[str, float]] = []
+    states: list[float] = []
+    fit_slices(
+        *(blobs(), SMALL, PREPARATION),
+        folder=tmp_path,
+        report=reports.append,
+        tick=lambda state, recipe: states.append(state.best_score),
+    )
+    assert all(math.isnan(entry["score"]) for entry in reports)
+    assert all(score == -math.inf for score in states)
+    assert all("validation Dice not measured" in _reached(entry) for entry in reports)
+    log = [json.loads(line) for line in (tmp_path / LOG).read_text(encoding="utf-8").splitlines()]
+    assert [entry["score"] for entry in log] == [None] * len(reports)
+    scalars = json.loads(tensorfile.read(tmp_path / STATE)[1]["scalars"])
+    assert scalars["best_score"] is None and scalars["best_batch"] == SMALL.batches
 
 
 def test_gradients_that_are_no_numbers_do_not_reach_the_weights() -> None:

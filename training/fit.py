@@ -8,12 +8,14 @@ import math
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pynca import Model, Preparation
+from pynca.errors import NotFinite
 
 from .ahead import Batches
 from .optimizers import clip, moved_average
@@ -53,7 +55,8 @@ def fit_slices(
     preparation : Preparation
         How the slices were prepared; it goes into the model.
     score : callable, optional
-        Takes a model and returns what is to be large, such as validation Dice. Without it the last is returned.
+        Takes a model and returns what is to be large, such as validation Dice; a model whose runs do not stay finite
+        has failed. Without it the last is returned, and no score is reported (it is not a number).
     folder : path, optional
         Where ``state.safetensors`` and ``log.jsonl`` are written at every evaluation.
     resume : bool
@@ -97,7 +100,7 @@ def fit_slices(
             exploded = not loss < state.lowest_loss + _EXPLODED
             if exploded or state.batch % recipe.evaluate == 0 or state.batch == recipe.batches:
                 value = math.nan if exploded else _evaluate(state, recipe, preparation, score, options)
-                failed = exploded or value < state.best_score - _COLLAPSED
+                failed = exploded or (score is not None and not value >= state.best_score - _COLLAPSED)
                 state.seconds = time.monotonic() - began
                 entry = {
                     "batch": state.batch,
@@ -169,8 +172,13 @@ def _evaluate(
     score: Callable[[Model], float] | None,
     options: dict[str, Any],
 ) -> float:
-    """Score the average; keep it if it is the best."""
-    value = float(state.batch) if score is None else score(model_of(state.average, recipe, preparation, **options))
+    """Score the average, and keep it if it is the best; without a score the last is, and has none."""
+    value = math.nan
+    if score is None:
+        state.best_batch, state.best = state.batch, list(state.average)
+        return value
+    with suppress(NotFinite):
+        value = score(model_of(state.average, recipe, preparation, **options))
     if value > state.best_score:
         state.best_score, state.best_batch, state.best = value, state.batch, list(state.average)
     return value

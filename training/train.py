@@ -98,7 +98,8 @@ def fit(
     threads : int, optional
         The result does not depend on it.
     report : callable, optional
-        Called at every evaluation with batch, loss, score, rate, attempt and seconds.
+        Called at every evaluation with batch, loss, score, rate, attempt and seconds. The score is the validation
+        Dice, and not a number where it was not measured.
 
     Returns
     -------
@@ -274,6 +275,9 @@ def draw_curve(log: Path, picture: Path) -> None:
     left.plot(batches, [e["loss"] for e in entries], color="#0072b2")
     left.set(xlabel="batch", ylabel="loss (smoothed)", title="Training")
     right.plot([e["batch"] for e in judged], [e["score"] for e in judged], color="#d55e00")
+    if not judged:
+        right.text(0.5, 0.5, "not measured", ha="center", va="center", transform=right.transAxes)
+        right.set(xticks=[], yticks=[])
     right.set(xlabel="batch", ylabel="hard Dice", title="Validation")
     for axes in (left, right):
         axes.grid(alpha=0.3)

@@ -304,7 +304,9 @@ def run(arguments: argparse.Namespace) -> int:
             show(*_reached(entry).split("\n"))
 
     def tick(state: State, recipe: Recipe) -> None:
-        label = f"batch {state.batch}/{recipe.batches}: loss {state.smooth_loss:.3f}, best Dice {state.best_score:.3f}"
+        label = f"batch {state.batch}/{recipe.batches}: loss {state.smooth_loss:.3f}"
+        if math.isfinite(state.best_score):  # it is measured, and was
+            label += f", best Dice {state.best_score:.3f}"
         bar.show(state.batch / recipe.batches, label)
 
     if not arguments.quiet and not arguments.resume:
