@@ -49,7 +49,7 @@ def svg(cycle: Cycle) -> str:
 
 
 def said(cycle: Cycle) -> str:
-    """Say in words what the curve shows: every volume, the frames in which a label is largest and smallest, and what is ejected."""
+    """Say in words what the curve shows: every volume, the largest and the smallest, and the ejection fraction."""
     unit = "voxels" if cycle.largest.volume_ml is None else "ml"
     high, low = ("end-diastole", "end-systole") if cycle.ventricle else ("largest", "smallest")
     sizes = ", ".join(map(_told, cycle.frames))

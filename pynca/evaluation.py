@@ -53,18 +53,23 @@ def score_case(model: Model, image: Volume, label: Volume, name: str, *, patient
     Raises
     ------
     ValueError
-        The label has another shape, or lies elsewhere.
+        The label has another shape, or lies elsewhere; or the image is a film.
     """
     check_pair(image, label)
     result = predict(image, model, seed=seed, samples=samples, threads=threads)
     mask, truth = result.mask > 0, label.data > 0
-    spacing = result.volume.voxel_size if result.volume is not None else None
-    assert spacing is not None  # the image's own, or the model's
+    place = result.volume
+    assert place is not None
+    if place.affine is not None:
+        distance = hd95(mask, truth, affine=place.affine)
+    else:
+        assert place.spacing is not None  # the image's own, or the model's
+        distance = hd95(mask, truth, place.spacing)
     return Score(
         name,
         hard_dice(mask, truth),
         soft_dice(result.probability, truth),
-        hd95(mask, truth, spacing),
+        distance,
         volume_error(mask, truth),
         patient or name,
         int(mask.sum()),
@@ -79,8 +84,10 @@ def check_pair(image: Volume, label: Volume) -> None:
     Raises
     ------
     ValueError
-        The label has another shape, or lies elsewhere.
+        The label has another shape, or lies elsewhere; or the image is a film.
     """
+    if image.data.ndim > 3:
+        raise ValueError(f"{image.name} is a film of {image.data.shape[3]} volumes; each is compared by itself")
     if label.data.shape != image.data.shape:
         raise ValueError(f"{label.name} has shape {label.data.shape}, but its image {image.data.shape}")
     if not label.lies_with(image):

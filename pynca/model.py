@@ -273,9 +273,10 @@ class Model:
         with np.errstate(invalid="ignore"):
             finite = math.isfinite(values.min()) and math.isfinite(values.max())  # takes no memory, unlike isfinite
         if not finite:
+            who = self.file or self.card.name or "without a name"
             raise NotFinite(
-                f"a run of the model {self.file or self.card.name or 'without a name'} did not stay finite: cells reached "
-                "NaN or infinity, so that there is no result; its weights cannot be right"
+                f"a run of the model {who} did not stay finite: cells reached NaN or infinity, so that there is no "
+                "result; its weights cannot be right"
             )
 
     def entered(self, n: int, images: FloatArray, coarser: FloatArray | None) -> FloatArray:

@@ -301,8 +301,8 @@ def _curve(cycle: Cycle) -> str:
     beside = "" if fraction is None else f'<p class="fraction">Ejection fraction <b>{100 * fraction:.1f} %</b></p>'
     frames = _rows([(f"Frame {label.frame}", label) for label in cycle.frames])
     return (
-        f'<figure class="curve"><figcaption>{_text(cycle.name)} over {len(cycle.frames)} frames</figcaption>{svg(cycle)}'
-        f"</figure>\n{table}\n{beside}<details><summary>All frames</summary>{frames}</details>"
+        f'<figure class="curve"><figcaption>{_text(cycle.name)} over {len(cycle.frames)} frames</figcaption>'
+        f"{svg(cycle)}</figure>\n{table}\n{beside}<details><summary>All frames</summary>{frames}</details>"
     )
 
 

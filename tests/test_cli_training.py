@@ -96,7 +96,8 @@ def test_without_validation_no_dice_is_told(cases: Path) -> None:
     ran = pynca_command(cases, "train", *options, "-o", "m.safetensors")
     assert ran.returncode == 0, ran.stderr
     lines = [line for line in ran.stdout.splitlines() if line.startswith("batch ")]
-    assert lines and all("validation Dice not measured" in line for line in lines)
+    assert lines
+    assert all("validation Dice not measured" in line for line in lines)
     assert "Dice" not in ran.stderr
     log = (cases / "m.training" / "log.jsonl").read_text(encoding="utf-8").splitlines()
     assert {json.loads(line)["score"] for line in log} == {None}

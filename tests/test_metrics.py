@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,10 @@ def test_dice_of_known_boxes() -> None:
     assert math.isnan(metrics.volume_error(a, nothing))
 
 
-def brute_hd95(a: np.ndarray, b: np.ndarray, spacing: tuple[float, ...]) -> float:
+def brute_hd95(a: np.ndarray, b: np.ndarray, spacing: tuple[float, ...] | np.ndarray) -> float:
+    """By the size of voxels, or the matrix from indices to coordinates."""
+    steps = np.diag(spacing) if np.ndim(spacing) == 1 else np.asarray(spacing)
+
     def surface(mask: np.ndarray) -> np.ndarray:
         padded = np.pad(mask, 1)
         points = []
@@ -50,7 +54,7 @@ def brute_hd95(a: np.ndarray, b: np.ndarray, spacing: tuple[float, ...]) -> floa
                     other[axis] += shift
                     if not padded[tuple(other)]:
                         points.append(tuple(place))
-        return np.array(sorted(set(points))) * spacing
+        return np.array(sorted(set(points))) @ steps.T
 
     one, two = surface(a), surface(b)
     distances = np.linalg.norm(one[:, None] - two[None], axis=-1)
@@ -65,6 +69,57 @@ def test_hd95_is_what_brute_force_says(seed: int, shape: tuple[int, ...]) -> Non
     a.flat[0] = b.flat[-1] = True
     spacing = tuple(random.uniform(0.5, 3, len(shape)))
     assert metrics.hd95(a, b, spacing) == pytest.approx(brute_hd95(a, b, spacing))
+
+
+def sheared(seed: int) -> np.ndarray:
+    random = np.random.default_rng(seed)
+    affine = np.eye(4)
+    affine[:3, :3] = np.diag(random.uniform(0.5, 5, 3)) @ (np.eye(3) + 0.4 * random.normal(size=(3, 3)))
+    affine[:3, 3] = random.normal(size=3) * 100
+    return affine
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from([0.05, 0.3, 0.8]))
+def test_hd95_of_axes_at_any_angle_is_what_brute_force_says(seed: int, density: float) -> None:
+    random = np.random.default_rng(seed)
+    a, b = random.random((5, 6, 7)) < density, random.random((5, 6, 7)) < density
+    a.flat[0] = b.flat[-1] = True
+    affine = sheared(seed)
+    assert metrics.hd95(a, b, affine=affine) == pytest.approx(brute_hd95(a, b, affine[:3, :3]))
+
+
+@pytest.mark.parametrize("degrees", [5, 20, 30])
+def test_hd95_of_a_tilted_gantry(degrees: float) -> None:
+    affine = np.diag([1.0, 1.0, 5.0, 1.0])
+    affine[1, 2] = 5 * math.tan(math.radians(degrees))
+    places = np.stack(np.indices((40, 52, 14)), -1) @ affine[:3, :3].T
+    middle = places[20, 26, 7]
+    a, b = (np.linalg.norm(places - middle - away, axis=-1) < 11 for away in ((0, 0, 0), (0, 6, 4)))
+    surfaces = [np.argwhere(metrics._surface(mask)) @ affine[:3, :3].T for mask in (a, b)]
+    between = np.linalg.norm(surfaces[0][:, None] - surfaces[1][None], axis=-1)
+    expected = np.percentile(np.concatenate([between.min(axis=1), between.min(axis=0)]), 95)
+    assert metrics.hd95(a, b, affine=affine) == pytest.approx(expected)
+    assert metrics.hd95(a, b, np.linalg.norm(affine[:3, :3], axis=0).tolist()) != pytest.approx(expected, rel=1e-2)
+    model = pynca.Model([pynca.Level(random_rule("conv", 6, 10), 2, 1)], pynca.Preparation((16, 16)))
+    image = Volume(places[..., 1].astype(np.float32), affine, None, "image.nii")
+    found = pynca.predict(image, model).mask > 0
+    assert found.any()
+    score = score_case(model, image, replace(image, data=a.astype(np.uint8)), "image.nii")
+    assert score.hd95 == metrics.hd95(found, a, affine=affine)
+
+
+def test_hd95_by_an_affine_at_right_angles_is_that_by_its_sizes() -> None:
+    random = np.random.default_rng(1)
+    a, b = random.random((9, 8, 7)) < 0.3, random.random((9, 8, 7)) < 0.3
+    turn, _ = np.linalg.qr(random.normal(size=(3, 3)))
+    affine = np.eye(4, dtype=np.float64)
+    affine[:3, :3] = (turn @ np.diag([0.9, -1.2, 3.0])).astype(np.float32)  # as a header has it
+    sizes = np.linalg.norm(affine[:3, :3], axis=0).tolist()
+    assert metrics.hd95(a, b, affine=affine) == metrics.hd95(a, b, sizes)
+    for wrong in ({}, {"spacing": sizes, "affine": affine}, {"spacing": sizes[:2]}, {"affine": affine[:3]}):
+        with pytest.raises(ValueError, match=r"spacing|affine"):
+            metrics.hd95(a, b, **wrong)  # type: ignore[arg-type]
 
 
 def test_hd95_of_a_shift_and_of_nothing() -> None:

@@ -58,7 +58,8 @@ def test_a_film_shows_every_frame() -> None:
     _, text = shown(pynca.Segmentation(mask, mask.astype(np.float32), labels={1: "LV"}, volume=volume))
     assert "LV, frame 0 8.000 ml (8 voxels) LV, frame 1 4.000 ml (4 voxels)" in " ".join(text.split())
     assert "Ejection fraction of LV 50.0 %" in " ".join(text.split())
-    assert "ED 8.000" in text and "ES 4.000" in text
+    assert "ED 8.000" in text
+    assert "ES 4.000" in text
     assert "12.000" not in text
 
 

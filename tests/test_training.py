@@ -434,7 +434,8 @@ def test_without_a_score_none_is_reported_or_kept(tmp_path: Path) -> None:
     log = [json.loads(line) for line in (tmp_path / LOG).read_text(encoding="utf-8").splitlines()]
     assert [entry["score"] for entry in log] == [None] * len(reports)
     scalars = json.loads(tensorfile.read(tmp_path / STATE)[1]["scalars"])
-    assert scalars["best_score"] is None and scalars["best_batch"] == SMALL.batches
+    assert scalars["best_score"] is None
+    assert scalars["best_batch"] == SMALL.batches
 
 
 def test_gradients_that_are_no_numbers_do_not_reach_the_weights() -> None:
