@@ -8,7 +8,9 @@ import math
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -55,6 +57,10 @@ def score_case(model: Model, image: Volume, label: Volume, name: str, *, patient
     ValueError
         The label has another shape, or lies elsewhere; or the image is a film.
     """
+    if image.data.ndim > 3:
+        raise ValueError(
+            f"{image.name} is a film of {image.data.shape[3]} frames; `score_frames` scores each by itself"
+        )
     check_pair(image, label)
     result = predict(image, model, seed=seed, samples=samples, threads=threads)
     mask, truth = result.mask > 0, label.data > 0
@@ -84,10 +90,8 @@ def check_pair(image: Volume, label: Volume) -> None:
     Raises
     ------
     ValueError
-        The label has another shape, or lies elsewhere; or the image is a film.
+        The label has another shape, or lies elsewhere.
     """
-    if image.data.ndim > 3:
-        raise ValueError(f"{image.name} is a film of {image.data.shape[3]} volumes; each is compared by itself")
     if label.data.shape != image.data.shape:
         raise ValueError(f"{label.name} has shape {label.data.shape}, but its image {image.data.shape}")
     if not label.lies_with(image):
@@ -115,6 +119,34 @@ def score_file(
         samples=samples,
         threads=threads,
     )
+
+
+def score_frames(
+    model: Model,
+    image: str | os.PathLike[str],
+    label: str | os.PathLike[str],
+    *,
+    patient: str = "",
+    seed: int = 0,
+    samples: int = 1,
+    threads: int | None = None,
+) -> list[Score]:
+    """`score_file` of each frame of a film, counted from 0; of anything else, of itself."""
+    film, truth, name = (
+        sized(read_volume(image, volume="all"), model),
+        read_label(label, volume="all"),
+        Path(image).name,
+    )
+    check_pair(film, truth)
+    parts = [(name, film, truth)]
+    if film.data.ndim > 3:
+        parts = [(f"{name}, frame {n}", _frame(film, n), _frame(truth, n)) for n in range(film.data.shape[3])]
+    options: dict[str, Any] = {"patient": patient or name, "seed": seed, "samples": samples, "threads": threads}
+    return [score_case(model, one, its_label, title, **options) for title, one, its_label in parts]
+
+
+def _frame(film: Volume, n: int) -> Volume:
+    return replace(film, data=film.data[..., n])
 
 
 def patient_dice(scores: Sequence[Score]) -> dict[str, float]:

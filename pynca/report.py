@@ -346,7 +346,8 @@ def _film(case: Mapping[str, Any], place: _Place) -> str:
     except (OSError, ValueError, TypeError, ImportError, MemoryError) as error:
         return f'<p class="film none">No picture: {_text(sentence(error))}</p>'
     found = " and ".join(_text(label.name) for label in _standing(case) if label.voxels)
-    alt = f"Slices of {name} with the outline of {found}" if found else f"Slices of {name}"
+    of = f"the first frame of {name}" if cycles(_labels(case)) else name
+    alt = f"Slices of {of} with the outline of {found}" if found else f"Slices of {of}"
     return (
         f'<div class="film" tabindex="0" role="group" aria-label="Picture of {name}">'
         f'<img src="data:image/png;base64,{source}" alt="{alt}"></div>'
@@ -371,7 +372,7 @@ def _picture(case: Mapping[str, Any], place: _Place) -> bytes:
             "without the folder of the inputs" if place.inputs is None else f"without {case['input']} in {place.inputs}"
         )
         raise ValueError(f"there is no preview in the folder of results, and {lacking} none can be drawn")
-    volume, drawn = read_volume(image, volume=place.volume), read_label(mask).data
+    volume, drawn = read_volume(image, volume=place.volume), read_label(mask, volume=place.volume).data
     if drawn.shape != volume.data.shape:
         raise ValueError(f"the mask has shape {drawn.shape}, the input {volume.data.shape}")
     return png(draw_preview(volume, drawn))

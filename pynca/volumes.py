@@ -192,7 +192,7 @@ def read_outline(path: str | os.PathLike[str], *, volume: int | Literal["all"] |
     return nifti.outline(path, volume) if _ends(path, nifti.SUFFIXES) else None
 
 
-def read_label(path: str | os.PathLike[str]) -> Volume:
+def read_label(path: str | os.PathLike[str], *, volume: int | Literal["all"] | None = None) -> Volume:
     """Read an image of labels: whole numbers from 0 to 255, 0 for what has no label.
 
     Parameters
@@ -200,6 +200,8 @@ def read_label(path: str | os.PathLike[str]) -> Volume:
     path : str or path-like
         NIfTI, PNG, TIFF or ``.npy``. Pictures are read by the index into their palette, never by its colours, and
         TIFF as stored, also where it says that zero is white; turned as displayed.
+    volume : int or "all", optional
+        As of `read_volume`.
 
     Returns
     -------
@@ -219,7 +221,7 @@ def read_label(path: str | os.PathLike[str]) -> Volume:
     elif path.is_dir() or dicom.is_dicom(path):
         raise ValueError(f"{path} is DICOM; a label must be NIfTI, PNG, TIFF or .npy")
     else:
-        label = read_volume(path)
+        label = read_volume(path, volume=volume)
     values = label.data
     wrong = (values < 0) | (values > 255) | (values != np.rint(values)) if values.dtype != bool else np.zeros(1, bool)
     if wrong.any():

@@ -6,18 +6,19 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pynca
-from pynca import metrics
-from pynca.evaluation import Score, patient_dice, score_case, summary, table, write_csv
+from pynca import cli, metrics
+from pynca.evaluation import Score, patient_dice, score_case, score_frames, summary, table, write_csv
 from pynca.phantom import SHAPE, hippocampus_phantom
 from pynca.preview import BLUE, ORANGE, draw_slices, write_png
 from pynca.volumes import Volume
-from support import random_rule
+from support import random_model, random_rule
 
 
 def box(shape: tuple[int, ...], *sides: tuple[int, int]) -> np.ndarray:
@@ -101,8 +102,8 @@ def test_hd95_of_a_tilted_gantry(degrees: float) -> None:
     expected = np.percentile(np.concatenate([between.min(axis=1), between.min(axis=0)]), 95)
     assert metrics.hd95(a, b, affine=affine) == pytest.approx(expected)
     assert metrics.hd95(a, b, np.linalg.norm(affine[:3, :3], axis=0).tolist()) != pytest.approx(expected, rel=1e-2)
-    model = pynca.Model([pynca.Level(random_rule("conv", 6, 10), 2, 1)], pynca.Preparation((16, 16)))
-    image = Volume(places[..., 1].astype(np.float32), affine, None, "image.nii")
+    model = random_model()
+    image = Volume(np.random.default_rng(0).random(a.shape), affine, None, "image.nii")
     found = pynca.predict(image, model).mask > 0
     assert found.any()
     score = score_case(model, image, replace(image, data=a.astype(np.uint8)), "image.nii")
@@ -184,3 +185,26 @@ def test_the_phantom_and_its_picture(tmp_path: Path) -> None:
     assert (tmp_path / "p.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     nothing = draw_slices(image, {ORANGE: np.zeros_like(truth)}, count=4, zoom=1)
     assert not (nothing == ORANGE).all(axis=-1).any()
+
+
+def test_each_frame_of_a_film_is_scored_by_itself(tmp_path: Path) -> None:
+    model, affine = random_model(), np.diag([1.0, 1.5, 2.0, 1.0])
+    random = np.random.default_rng(0)
+    film, labels = random.random((9, 8, 5, 3)).astype(np.float32), (random.random((9, 8, 5, 3)) < 0.3).astype(np.uint8)
+    for name, array in (("film.nii", film), ("labels.nii", labels)):
+        nibabel.save(nibabel.Nifti1Image(array, affine), tmp_path / name)
+    scores = score_frames(model, tmp_path / "film.nii", tmp_path / "labels.nii")
+    assert [(score.name, score.patient) for score in scores] == [(f"film.nii, frame {n}", "film.nii") for n in range(3)]
+    for n, score in enumerate(scores):
+        image, label = (Volume(array[..., n], affine, None, "x") for array in (film, labels))
+        assert replace(score, name="", patient="") == replace(score_case(model, image, label, "x"), name="", patient="")
+    whole = [Volume(array, affine, None, "the film") for array in (film, labels)]
+    with pytest.raises(ValueError, match="the film is a film of 3 frames"):
+        score_case(model, *whole, "x")
+    for folder in ("images", "labels"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / f"{'film' if folder == 'images' else 'labels'}.nii").rename(tmp_path / folder / "film.nii")
+    model.save(tmp_path / "m.safetensors")
+    arguments = ["--images", tmp_path / "images", "--labels", tmp_path / "labels", "-m", tmp_path / "m.safetensors"]
+    assert cli.main(["evaluate", *map(str, arguments), "-o", str(tmp_path / "s.csv")]) == 0
+    assert len((tmp_path / "s.csv").read_text().splitlines()) == 4

@@ -12,6 +12,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 
 import pynca
 from pynca.postprocessing import components, fill_holes, keep_largest, postprocess
+from pynca.volumes import Volume
 from support import random_model
 
 MASKS = array_shapes(min_dims=2, max_dims=3, max_side=9).flatmap(lambda shape: arrays(bool, shape))
@@ -95,3 +96,11 @@ def test_noise_of_real_size_is_done_in_reasonable_work(shape: tuple[int, ...]) -
     assert keep_largest(mask).any()
     assert keep_largest(np.zeros(shape, bool)).sum() == 0
     assert fill_holes(np.ones(shape, bool)).all()
+
+
+def test_each_frame_of_a_film_keeps_its_own_largest_piece() -> None:
+    model = replace(random_model(), postprocessing=("largest", "fill"))
+    film = Volume(np.random.default_rng(3).random((9, 8, 5, 3)), np.eye(4), None, "the film")
+    whole = pynca.segment(film, model)
+    for n in range(3):
+        np.testing.assert_array_equal(whole[..., n], pynca.segment(replace(film, data=film.data[..., n]), model))

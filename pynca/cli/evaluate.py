@@ -36,7 +36,7 @@ def add(commands: Commands) -> None:
         help="measure a model on images with labels",
         description="Segment every image of a folder and compare with the label of the same name, in the image's own "
         "voxels: hard Dice, soft Dice as Med-NCA's code computes it, 95 %% Hausdorff distance and volume error, with "
-        "mean, standard deviation and the bootstrap interval of the mean.",
+        "mean, standard deviation and the bootstrap interval of the mean. Each frame of a film counts by itself.",
         epilog=_EPILOG,
     )
     command.add_argument("--images", type=Path, required=True, metavar="DIR", help="folder of volumes or pictures")
@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
     from .. import _core
     from ..cases import find_cases, only
     from ..config import thread_count
-    from ..evaluation import group_names, group_table, score_file, table, write_csv
+    from ..evaluation import group_names, group_table, score_frames, table, write_csv
     from ..model import load_model
     from ..progress import Progress
     from ..rule import whole_number
@@ -86,10 +86,10 @@ def run(arguments: argparse.Namespace) -> int:
     with Progress(len(cases), "evaluating") as bar:
         for case in cases:
             try:
-                scores.append(score_file(model, case.image, case.label, patient=case.group, **options))
+                scores.extend(score_frames(model, case.image, case.label, patient=case.group, **options))
                 if model.postprocessing:
                     without = replace(model, postprocessing=())
-                    raw.append(score_file(without, case.image, case.label, patient=case.group, **options))
+                    raw.extend(score_frames(without, case.image, case.label, patient=case.group, **options))
             except (ValueError, OSError, ImportError, MemoryError) as error:
                 failed += 1
                 bar.erase()
