@@ -95,6 +95,7 @@ def write_animation(
     zoom: int | None = None,
     delay: int = 120,
     threads: int | None = None,
+    strict: bool = False,
 ) -> int:
     """Write an animated GIF of the automaton segmenting one slice.
 
@@ -106,7 +107,7 @@ def write_animation(
     ----------
     path : str or path-like
         Ends in ``.gif``. A file of that name is replaced.
-    image, model, seed, threads
+    image, model, seed, threads, strict
         As for `predict`.
     slice_index : int, optional
         Slice of a volume, counted along the image's own axis that the model slices. Default: the one with the
@@ -137,7 +138,7 @@ def write_animation(
     pillow = optional("PIL.Image", "image", "an animation")
     if isinstance(model, (str, os.PathLike)):
         model = load_model(model)
-    result = predict(image, model, seed=seed, threads=threads)
+    result = predict(image, model, seed=seed, threads=threads, strict=strict)
     if result.mask.ndim > 3:
         raise ValueError(f"the image has shape {result.mask.shape}; choose one of its volumes")
     way = _Way(result, model)

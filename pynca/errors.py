@@ -9,6 +9,10 @@ _LONGEST = 500  # characters of a sentence: a path or two, and what is wrong
 _QUOTED = 100  # characters of what is quoted from a file
 
 
+class NotMadeFor(ValueError):
+    """A model was not made for an image (`pynca.inputs.check_input`)."""
+
+
 class NotFinite(ValueError):
     """A run of a model reached NaN or infinity, so that it has no result."""
 

@@ -86,7 +86,7 @@ class Expected:
         return min(self.likeness - (1.0 - self.likeness) / 2, _ALIKE)
 
 
-def check_input(image: Volume, model: Model) -> list[str]:
+def check_input(image: Volume, model: Model, *, axis: int | None = None, content: bool = True) -> list[str]:
     """Say in which ways an image is not what a model was made for.
 
     Spacing and field of view may leave the range that was learnt by a factor of 5 and 1.25. The content is
@@ -101,6 +101,11 @@ def check_input(image: Volume, model: Model) -> list[str]:
         One that does not know what to expect (``model.expected is None``) accepts everything. One that learnt
         from volumes knows the size of a single slice, not what it looks like; one that learnt from slices looks at
         the middle one of a volume.
+    axis : int, optional
+        As of `pynca.predict`.
+    content : bool
+        Whether to look at what the image shows; only at its geometry otherwise, as where its voxels were not read.
+        Default True.
 
     Returns
     -------
@@ -110,7 +115,7 @@ def check_input(image: Volume, model: Model) -> list[str]:
     expected, preparation = model.expected, model.preparation
     if expected is None:
         return []
-    data, spacing = _oriented(image, preparation)
+    data, spacing = _oriented(image, preparation, axis if len(expected.spacing) == 2 else None)
     spacings, extents = expected.spacing, expected.extent
     alone = data.ndim < len(spacings)  # a slice, where the model learnt from volumes
     if alone:
@@ -134,7 +139,7 @@ def check_input(image: Volume, model: Model) -> list[str]:
                 f"{image.name} covers {sizes(extent)} mm{axes}; {who} learnt on {sizes(extents)} mm "
                 "and expects that region and no more"
             )
-    if alone:
+    if alone or not content:
         return problems
     found = _likeness(thumbnail(data), np.array(expected.thumbnail))
     if found < expected.least_likeness:
@@ -143,6 +148,48 @@ def check_input(image: Volume, model: Model) -> list[str]:
             f"{expected.least_likeness:.2f}): {_guess(data)}"
         )
     return problems
+
+
+def slices_along(shape: Sequence[int], spacing: Sequence[float] | None, model: Model) -> list[int]:
+    """Say along which axes of an array the slices can follow each other that a model of single slices takes.
+
+    Parameters
+    ----------
+    shape : (int, int, int)
+        Of an array that does not say where it lies.
+    spacing : sequence of float or None
+        Size of its voxels in mm; None counts as the model's.
+    model : Model
+
+    Returns
+    -------
+    list of int
+        The axes across which slices have the field of view that the model learnt on. Where that is unknown, or none
+        has it, the axis that differs most from two that are alike, or the shortest; all where nothing tells. For a
+        model of volumes in the patient's orientation, whose axes mean something, always the one that it slices.
+    """
+    along, expected = model.preparation.axis, model.expected
+    of_slices = expected is not None and len(expected.spacing) == 2
+    if not of_slices and model.preparation.orientation != DISPLAY:
+        return [along]
+    if expected is not None:
+        extents = list(expected.extent)
+        if len(extents) > 2:
+            del extents[along]
+        pixel = [mm for n, mm in enumerate(model.preparation.spacing) if n != along]
+        fitting = []
+        for axis in range(3):
+            plane = [n for n in range(3) if n != axis]
+            sides = pixel if spacing is None else [spacing[n] for n in plane]
+            if not _outside([mm * shape[n] for mm, n in zip(sides, plane, strict=True)], extents, _EXTENT):
+                fitting.append(axis)
+        if fitting:
+            return fitting
+    counts = list(shape)
+    odd = [n for n in range(3) if counts.count(counts[n]) == 1]
+    if len(odd) == 3:
+        return [counts.index(min(counts))]
+    return odd or [0, 1, 2]
 
 
 def learn_expected(images: Iterable[Volume], preparation: Preparation) -> Expected | None:
@@ -239,17 +286,26 @@ def _guess(data: NDArray[Any]) -> str:
     return "another region, another contrast, or its axes point elsewhere than its header says"
 
 
-def _oriented(image: Volume, preparation: Preparation) -> tuple[NDArray[Any], list[float] | None]:
-    """Return an image in a model's orientation, two axes for a single slice, and the size of its voxels if known."""
+def _oriented(
+    image: Volume, preparation: Preparation, axis: int | None = None
+) -> tuple[NDArray[Any], list[float] | None]:
+    """Return an image in a model's orientation, two axes for a single slice, and the size of its voxels if known.
+
+    With ``axis``, that axis of the image takes the place of the one that the model slices.
+    """
     data, sizes = image.data, image.voxel_size
     if data.ndim == 4:
         data = data[..., 0]
     if data.ndim == 2 and not image.picture:
         return data, None if sizes is None else list(sizes)
-    way = Orientation.of(image, preparation.orientation, preparation.axis)
+    way = Orientation.of(image, preparation.orientation, preparation.axis, axis)
     data = way.apply(data.reshape(*data.shape, *[1] * (3 - data.ndim)))
-    order = [way.axes.index(axis) for axis in range(3)]
-    spacing = None if sizes is None else [(*sizes, 1.0)[axis] for axis in order]
+    order = [way.axes.index(n) for n in range(3)]
+    if axis is not None:
+        along = order.index(axis % 3)
+        data = np.moveaxis(data, along, preparation.axis)
+        order.insert(preparation.axis, order.pop(along))
+    spacing = None if sizes is None else [(*sizes, 1.0)[n] for n in order]
     if data.shape[preparation.axis] > 1:
         return data, spacing
     if spacing is not None:

@@ -125,7 +125,9 @@ def judge(segmentation: Segmentation, model: Model) -> tuple[Verdict | None, lis
     image = segmentation.volume
     if image is None and segmentation.image is not None:
         image = Volume(segmentation.image, None, None, "the image")
-    unlike = image is not None and check_input(image, model)  # `predict` has warned of it in full
+    unlike = image is not None and check_input(
+        image, model, axis=segmentation.axis
+    )  # `predict` has warned of it in full
     reasons = ["the model was not made for this image"] if unlike else []
     frames = segmentation.frames()
     verdicts = []

@@ -16,8 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import _core
 from .config import thread_count
-from .errors import NotFinite
-from .inputs import check_input
+from .errors import NotFinite, NotMadeFor
+from .inputs import check_input, slices_along
 from .memory import slices_a_call
 from .model import Model, load_model
 from .orientation import Orientation
@@ -65,6 +65,8 @@ class Segmentation:
         Number of runs.
     frame_nqm : tuple of float
         Of a film, the NQM of each frame; empty for anything else, and for one sample.
+    axis : int or None
+        The axis that it was sliced along where ``axis`` of `predict` said so; None for the model's.
     """
 
     mask: UInt8Array
@@ -76,6 +78,7 @@ class Segmentation:
     image: NDArray[Any] | None = field(default=None, repr=False)
     samples: int = 1
     frame_nqm: tuple[float, ...] = ()
+    axis: int | None = None
 
     def frames(self) -> list[Segmentation]:
         """Return the segmentation of each time point of a film, on views of its arrays; of anything else, itself."""
@@ -250,7 +253,9 @@ def predict(
         A model, the name of a bundled one, or the path of a model file. Default ``"hippocampus"``.
     axis : int, optional
         Slice along this axis of the image instead of the model's. A 3D array whose last axis is 3 or 4
-        may be a colour picture and is refused unless this is given.
+        may be a colour picture and is refused unless this is given. So is one without ``affine`` for a model of single
+        slices, if its shape does not show that they follow each other along the model's axis: pictures that were
+        stacked, ``np.stack(pictures)``, need ``axis=0``. A list of pictures is refused; give one at a time.
     affine : array, optional
         (4, 4), from voxel indices to patient coordinates in mm (RAS+), for a 3D array.
     spacing : float or sequence of float, optional
@@ -315,7 +320,7 @@ def predict(
     films, count, *size = volumes.shape
     name = "the image" if volume is None else volume.name
     step = slices_a_call(volumes.shape, model, samples=samples, threads=threads, memory=memory, name=name)
-    _check_expected(volume or Volume(data, None, None, "the image"), model, strict=strict)
+    _check_expected(volume or Volume(data, None, None, "the image"), model, axis=axis, strict=strict)
     if volume is not None and volume.voxel_size is None:
         volume = sized(volume, model)
         _warn_of_spacing(volume.spacing or ())
@@ -363,6 +368,7 @@ def predict(
         image=data,
         samples=samples,
         frame_nqm=nqms if data.ndim > 3 else (),
+        axis=axis,
     )
 
 
@@ -430,6 +436,11 @@ def _open(
         return volume.data, volume
     if spacing is not None:
         raise ValueError("spacing goes with the path of a picture; give affine= with an array")
+    if isinstance(image, (list, tuple)) and image and _is_image(image[0]):
+        raise TypeError(
+            f"the image is a {type(image).__name__} of {len(image)} images, which are no volume; give one at a time, "
+            "as in [pynca.segment(image, model) for image in images], or a volume as one array"
+        )
     if isinstance(image, np.ma.MaskedArray):
         raise TypeError("the image is a masked array; fill what is masked, for example with image.filled(0)")
     data = _array(image)
@@ -450,6 +461,13 @@ def _open(
             f"affine has shape {matrix.shape} and the image {data.shape}; an affine is (4, 4) and goes with a volume"
         )
     return data, Volume(data, matrix.astype(np.float64), None, "the image")
+
+
+def _is_image(value: object) -> bool:
+    """Tell whether an element of a list is an image by itself, and not a row of one."""
+    if isinstance(value, (str, os.PathLike, Volume)) or hasattr(value, "dataobj"):
+        return True
+    return len(getattr(value, "shape", ())) > 1
 
 
 def _array(image: object) -> NDArray[Any]:
@@ -484,11 +502,13 @@ def slicing(
     located = volume is not None and (volume.affine is not None or volume.picture)
     if axes == 2 and not located:
         return lambda array: array[None, None]
+    name = "the image" if volume is None else volume.name
     if not located and axis is None and shape[-1] in (3, 4):
         raise ValueError(
-            f"the image has shape {shape} and may be a colour picture; "
-            "convert it to grey, or give axis= if it is a volume"
+            f"{name} has shape {shape} and may be a colour picture; convert it to grey, or give axis= if it is a volume"
         )
+    if not located and axis is None:
+        _check_stack(shape, name, None if volume is None else volume.spacing, model)
     way = Orientation.of(volume, model.preparation.orientation, model.preparation.axis, axis)
     along = model.preparation.axis if axis is None else way.axes[axis]
 
@@ -499,11 +519,35 @@ def slicing(
     return view
 
 
-def _check_expected(image: Volume, model: Model, *, strict: bool) -> None:
+def _check_stack(shape: tuple[int, ...], name: str, spacing: Sequence[float] | None, model: Model) -> None:
+    """Refuse an array whose slices do not seem to follow each other along the axis that the model slices.
+
+    Nothing but its shape tells pictures that were stacked, (N, rows, columns), from rows, columns and slices.
+    """
+    along = model.preparation.axis
+    seems = slices_along(shape[:3], spacing, model)
+    if along in seems and len(seems) == 1:
+        return
+    loop = "[pynca.segment(picture, model) for picture in pictures] takes one at a time"
+    if len(seems) == 1:
+        who = model.card.name or "the model"
+        problem = f"its slices seem to follow each other along axis {seems[0]}, and {who} takes them along axis {along}"
+        advice = f"axis={seems[0]} says that they do, {loop}"
+    else:
+        problem = "which does not tell along which axis its slices follow each other"
+        advice = f"axis= says it, such as axis=0 of np.stack, {loop}"
+    raise ValueError(
+        f"{name} has shape {shape}, {problem}; {advice}; a picture a file, a TIFF of several pages and NIfTI say it "
+        "themselves"
+    )
+
+
+def _check_expected(image: Volume, model: Model, *, axis: int | None, strict: bool) -> None:
     """Refuse an image that the model was not made for, or warn of it."""
-    problems = check_input(image, model)
+    problems = check_input(image, model, axis=axis)
     if problems and strict:
-        raise ValueError(f"{'; '.join(problems)}; bundled models are {', '.join(names())}; strict=False goes on anyway")
+        others = f"bundled models are {', '.join(names())}"
+        raise NotMadeFor(f"{'; '.join(problems)}; {others}; strict=False goes on anyway")
     for problem in problems:
         warnings.warn(problem, UserWarning, stacklevel=3)
 

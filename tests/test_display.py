@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from numpy.typing import NDArray
 
 import pynca
+from pynca import cli
+from pynca.inputs import Expected, slices_along
 from pynca.orientation import DISPLAY, Orientation, displayed
 from pynca.volumes import Volume
 from support import random_model
@@ -149,3 +152,96 @@ def test_a_real_heart_as_png_dicom_and_nifti(tmp_path: Path, data: Path) -> None
 def test_refuses_another_axis() -> None:
     with pytest.raises(ValueError, match="displayed slices follow each other along axis 2"):
         pynca.Preparation((16, 16), DISPLAY, 1)
+
+
+# --- stacks of pictures ----------------------------------------------------------------------------------------
+
+
+def of_pictures(**changes: Any) -> pynca.Model:
+    """A model that learnt on pictures of 32 x 32 pixels of 1 mm, shown as they are."""
+    thumbnail = [-1.0, 1.0] * 8
+    expected = Expected([(1.0, 1.0)] * 2, [(32.0, 32.0)] * 2, thumbnail, -1.0, 5)
+    model = random_model(size=(32, 32), orientation="display")
+    return replace(model, **{"expected": expected, "card": pynca.Card(name="pictures"), **changes})
+
+
+@pytest.mark.parametrize("model", [of_pictures(), of_pictures(expected=None)])
+@pytest.mark.parametrize(("shape", "taken"), [((32, 32, 5), True), ((5, 32, 32), False), ((32, 32, 32), False)])
+def test_a_stack_of_pictures_is_not_taken_for_a_volume(
+    model: pynca.Model, shape: tuple[int, int, int], taken: bool
+) -> None:
+    stack = np.random.default_rng(0).random(shape)
+    if taken:
+        whole = pynca.segment(stack, model)
+    else:
+        with pytest.raises(
+            ValueError, match=r"give axis=.*\[pynca.segment\(picture, model\) for picture in pictures\]"
+        ):
+            pynca.segment(stack, model)
+        whole = pynca.segment(stack, model, axis=0)
+    single = [pynca.predict(one, model).mask for one in (np.moveaxis(stack, 2, 0) if taken else stack)[:1]]
+    np.testing.assert_array_equal((np.moveaxis(whole, 2, 0) if taken else whole)[0], single[0])
+
+
+@pytest.mark.parametrize(
+    ("shape", "along"),
+    [
+        ((7, 32, 32), [0]),
+        ((32, 32, 7), [2]),
+        ((32, 7, 32), [1]),
+        ((1, 32, 32), [0]),
+        ((32, 32, 300), [2]),
+        ((30, 32, 34), [0, 1, 2]),
+        ((9, 100, 100), [0]),  # of another size than learnt on
+        ((120, 100, 9), [2]),
+        ((9, 9, 9), [0, 1, 2]),
+    ],
+)
+def test_along_which_axis_slices_follow_each_other(shape: tuple[int, int, int], along: list[int]) -> None:
+    assert slices_along(shape, None, of_pictures()) == along
+    assert slices_along(shape, (2.0, 2.0, 2.0), of_pictures(expected=None)) in (along, [along[0]])
+    assert slices_along(shape, None, random_model()) == [2]  # its axes are the patient's
+
+
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_a_list_of_pictures_is_no_volume(kind: type) -> None:
+    pictures = [np.random.default_rng(n).random((32, 32)) for n in range(6)]
+    for model in (of_pictures(), random_model()):
+        with pytest.raises(
+            TypeError, match=r"images, which are no volume; .*\[pynca.segment\(image, model\) for image in"
+        ):
+            pynca.segment(kind(pictures), model)
+    with pytest.raises(TypeError, match="of 2 images, which are no volume"):
+        pynca.segment(kind(["a.png", "b.png"]), of_pictures())  # type: ignore[arg-type]
+    rows = kind(list(pictures[0]))  # a picture as rows
+    np.testing.assert_array_equal(pynca.segment(rows, of_pictures()), pynca.segment(pictures[0], of_pictures()))
+    with pytest.raises(ValueError, match="its slices seem to follow each other along axis 0"):
+        pynca.segment([picture.tolist() for picture in pictures], of_pictures())
+
+
+def test_a_stack_in_a_file_is_refused_in_words_for_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save(tmp_path / "stack.npy", np.random.default_rng(0).random((5, 32, 32)))
+    of_pictures().save(tmp_path / "m.safetensors")
+    for command in ("segment", "estimate"):
+        more = [str(tmp_path / "out.npy"), "--force"] if command == "segment" else []
+        code = cli.main([command, str(tmp_path / "stack.npy"), *more, "-m", str(tmp_path / "m.safetensors")])
+        err = capsys.readouterr().err
+        assert code == 1
+        assert err.startswith(f"pynca: {tmp_path / 'stack.npy'} has shape (5, 32, 32), its slices seem to follow each")
+        assert err.endswith("write it as a TIFF of several pages or as NIfTI, or one file a slice\n")
+        assert "axis=" not in err
+    assert not (tmp_path / "out.npy").exists()
+
+
+def test_what_a_model_expects_is_looked_for_along_the_given_axis() -> None:
+    scene = np.kron(np.tile([[0.0, 1.0]], (4, 2)), np.ones((8, 8)))
+    model = of_pictures(expected=replace(of_pictures().expected, likeness=0.99))  # type: ignore[type-var]
+    stack = np.stack([scene] * 6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pynca.segment(stack, model, axis=0, strict=True)
+        pynca.segment(np.moveaxis(stack, 0, 2), model, strict=True)
+    with pytest.raises(ValueError, match="does not look like"):
+        pynca.segment(np.moveaxis(stack, 0, 2), model, axis=0, strict=True)

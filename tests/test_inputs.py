@@ -190,7 +190,9 @@ def test_thumbnails_of_all_shapes(shape: tuple[int, ...], dtype: type) -> None:
 def test_predict_warns_and_strictly_refuses(model: pynca.Model) -> None:
     with pytest.warns(UserWarning, match="the image does not look like what scenes learnt on"):
         pynca.predict(-scene(0), model)
-    with pytest.raises(ValueError, match=r"learnt on .*; bundled models are cardiac-lv, hippocampus"):
+    with pytest.raises(
+        ValueError, match=r"learnt on .*; bundled models are cardiac-lv, hippocampus, and strict=False goe"
+    ):
         pynca.segment(-scene(0), model, strict=True)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -208,25 +210,52 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: Path) -> Path:
     return tmp_path
 
 
-def test_the_default_model_refuses_unless_forced(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["segment", "good.nii.gz", "mask.nii.gz"]) == 0
+@pytest.mark.parametrize("choice", [[], ["-m", "hippocampus"], ["-m", "mine.safetensors"]])
+@pytest.mark.parametrize("command", ["segment", "animate"])
+def test_every_model_refuses_unless_forced(
+    folder: Path, capsys: pytest.CaptureFixture[str], command: str, choice: list[str]
+) -> None:
+    pynca.load_model("hippocampus").save(folder / "mine.safetensors")
+    ending = "gif" if command == "animate" else "nii.gz"
+    if command == "animate":
+        pytest.importorskip("PIL.Image", reason="needs the extra image")
+    assert cli.main([command, "good.nii.gz", f"mask.{ending}", *choice]) == 0
     capsys.readouterr()
-    assert cli.main(["segment", "wrong.nii.gz", "no.nii.gz"]) == 1
+    assert cli.main([command, "wrong.nii.gz", f"no.{ending}", *choice]) == 1
     said = capsys.readouterr().err
     assert said.startswith("pynca: wrong.nii.gz does not look like what hippocampus learnt on")
     assert "bundled models are cardiac-lv, hippocampus" in said
-    assert "--force" in said
+    assert said.endswith("--force goes on anyway\n")
+    assert "strict" not in said
     assert said.count("\n") == 1
-    assert not (folder / "no.nii.gz").exists()
-
-
-@pytest.mark.parametrize("choice", [["--force"], ["-m", "hippocampus"]])
-def test_forced_or_by_name_it_warns(folder: Path, capsys: pytest.CaptureFixture[str], choice: list[str]) -> None:
-    assert cli.main(["segment", "wrong.nii.gz", "yes.nii.gz", *choice]) == 0
+    assert not (folder / f"no.{ending}").exists()
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        assert cli.main([command, "wrong.nii.gz", f"yes.{ending}", *choice, "--force"]) == 0
     out, err = capsys.readouterr()
     assert err.startswith("pynca: warning: wrong.nii.gz does not look like")
-    assert "review: " in out
+    assert command == "animate" or "review: " in out
+    assert (folder / f"yes.{ending}").exists()
+
+
+def test_slicer_refuses_unless_forced(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from pynca.plugins import slicer
+
+    assert slicer.main(["wrong.nii.gz", "no.nii.gz"]) == 1
+    assert "'Any volume' (--force yes) goes on anyway" in capsys.readouterr().err
+    assert not (folder / "no.nii.gz").exists()
+    with pytest.warns(UserWarning, match="does not look like"):
+        assert slicer.main(["wrong.nii.gz", "yes.nii.gz", "--force", "yes"]) == 0
     assert (folder / "yes.nii.gz").exists()
+
+
+def test_an_estimate_warns_by_what_the_header_says(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    nibabel.save(nibabel.Nifti1Image(np.zeros((250, 250, 170), np.uint8), np.eye(4)), folder / "head.nii.gz")
+    for name, warned in (("wrong.nii.gz", False), ("head.nii.gz", True)):
+        assert cli.main(["estimate", name]) == 0
+        err = capsys.readouterr().err
+        assert err.startswith(f"pynca: warning: {name} covers 250 x 250 x 170 mm") is warned
+        assert ("asks for --force" in err) is warned
 
 
 def test_a_refused_case_does_not_stop_a_folder(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

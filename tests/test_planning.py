@@ -257,7 +257,7 @@ def test_estimate_reads_headers_only(
 
 
 def test_estimate_goes_on_after_a_bad_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write(tmp_path / "a.nii", (9, 9, 9))
+    write(tmp_path / "a.nii", (35, 45, 35))
     (tmp_path / "b.nii").write_bytes(b"no volume")
     assert cli.main(["estimate", str(tmp_path), "--threads", "1"]) == 1
     out, err = capsys.readouterr()

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .common import DONE, ENVIRONMENT, EXIT_CODES, MODEL, THREADS, WrongUse, check_model, show, whole
+from .common import DONE, ENVIRONMENT, EXIT_CODES, FORCE, MODEL, THREADS, WrongUse, check_model, show, whole
 
 if TYPE_CHECKING:
     from .common import Commands
@@ -39,6 +39,7 @@ def add(commands: Commands) -> None:
     command.add_argument("input", metavar="IN", type=Path, help="what `pynca segment` takes")
     command.add_argument("output", metavar="OUT.gif", type=Path, help="the animation to write")
     command.add_argument("-m", "--model", type=Path, default=Path("hippocampus"), help=MODEL)
+    command.add_argument("--force", action="store_true", help=FORCE)
     command.add_argument("--seed", type=whole, default=0, metavar="S", help="seed of the automaton (default 0)")
     command.add_argument(
         "--slice", type=whole, metavar="K", help="slice of the volume, from 0 (default: the one with the largest mask)"
@@ -77,6 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
         zoom=arguments.zoom,
         delay=arguments.delay,
         threads=threads,
+        strict=not arguments.force,
     )
     size = arguments.output.stat().st_size
     show(f"{arguments.output}: slice {k}, {size / 1000:.0f} kB")

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 DONE, FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
 
 MODEL = "a bundled model or a model file (default: hippocampus)"
+FORCE = "segment what the model was not made for all the same; it is warned of"
 THREADS = "threads (default: PYNCA_NUM_THREADS, else all usable CPUs)"
 EXIT_CODES = """
 exit codes:
@@ -123,7 +124,7 @@ _OPTIONS = {
     "skip_existing=True": "--skip-existing",
     "suffix=": "--bids-suffix",
 }
-_ARGUMENT = re.compile(r"(?<![^\s(])[a-z_]+=(?:True|False|'[a-z]+')?(?=[\s;,.)]|$)")
+_ARGUMENT = re.compile(r"(?<![^\s(])[a-z_]+=(?:True|False|[0-9]+|'[a-z]+')?(?=[\s;,.)]|$)")
 _REFUSED = re.compile(r"(?:[a-z]+(?= (?:is|are) .*; (?:it|they) must )|[a-z]+_[a-z_]+(?= (?:is|are) ))")
 _options: frozenset[str] = frozenset()  # those of the command that runs
 

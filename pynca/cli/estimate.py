@@ -18,6 +18,7 @@ from .common import (
     amount,
     check_model,
     fail,
+    print_warning,
     show,
     volume_number,
     whole,
@@ -70,6 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the command and return its exit code."""
     from .. import _core
     from ..config import thread_count
+    from ..inputs import check_input
     from ..memory import megabytes, process_bytes
     from ..model import load_model
     from ..planning import Speed, estimate, outline
@@ -95,6 +97,8 @@ def run(arguments: argparse.Namespace) -> int:
             needed = estimate(
                 image, model, samples=arguments.samples, threads=threads, memory=arguments.memory, speed=speed
             )
+            for problem in check_input(image, model, content=False):
+                print_warning(f"{problem}; `pynca segment` asks for --force", UserWarning, "", 0)
         except (ValueError, OSError, ImportError, MemoryError) as error:
             failed += 1
             fail(error, FAILED, source)

@@ -14,6 +14,7 @@ from .common import (
     ENVIRONMENT,
     EXIT_CODES,
     FAILED,
+    FORCE,
     MODEL,
     THREADS,
     WrongUse,
@@ -74,10 +75,8 @@ def add(commands: Commands) -> None:
     command.add_argument("input", metavar="IN", type=Path, help="an image, or a folder of them")
     command.add_argument("output", metavar="OUT", type=Path, help="the mask to write; a folder where IN is one")
     work = command.add_argument_group("segmentation")
-    work.add_argument("-m", "--model", type=Path, help=MODEL)
-    work.add_argument(
-        "--force", action="store_true", help="segment what the default model was not made for; with -m it only warns"
-    )
+    work.add_argument("-m", "--model", type=Path, default=Path("hippocampus"), help=MODEL)
+    work.add_argument("--force", action="store_true", help=FORCE)
     work.add_argument(
         "--samples",
         type=whole,
@@ -140,10 +139,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ..progress import Progress
     from ..rule import whole_number
     from ..statistics import write_statistics
-    from ..zoo import DEFAULT
 
-    strict = arguments.model is None and not arguments.force
-    arguments.model = arguments.model or Path(DEFAULT)
     try:
         threads = thread_count(arguments.threads)
         _core.isa()
@@ -170,7 +166,7 @@ def run(arguments: argparse.Namespace) -> int:
     left = unfinished(jobs, manifest, skip_existing=arguments.skip_existing, progress=not quiet)
     names = {job.name for job in left}
     alone = len(jobs) == 1 and not quiet  # then the bar counts slices, else files
-    how = {"threads": threads, "memory": arguments.memory, "progress": alone, "strict": strict}
+    how = {"threads": threads, "memory": arguments.memory, "progress": alone, "strict": not arguments.force}
     with manifest, Progress(len(left), enabled=not quiet and not alone) as bar:
         for job in jobs:
             if job.name in names:

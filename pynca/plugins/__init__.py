@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 def summary(segmentation: Segmentation, model: Model, voxel_mm3: float | None) -> str:
     """Say in a few words what was found, how much the runs disagree, and whether somebody should look at it."""
+    from ..inputs import check_input
+    from ..preview import original
     from ..quality import judge
 
     count = int((segmentation.mask > 0).sum())
@@ -22,6 +24,8 @@ def summary(segmentation: Segmentation, model: Model, voxel_mm3: float | None) -
     if segmentation.nqm is not None:
         text += f", NQM {segmentation.nqm:.4f}"
     verdict, reasons = judge(segmentation, model)
+    if verdict is None and segmentation.image is not None and check_input(original(segmentation), model):
+        text += ", but the model was not made for this image"
     if verdict is not None:
         text += f", {verdict}" + (f": {'; '.join(reasons)}" if reasons else "")
     return text

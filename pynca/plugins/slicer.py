@@ -15,6 +15,7 @@ from xml.sax.saxutils import escape
 
 from .. import zoo
 from ..cli.common import FAILED, fail, whole
+from ..errors import NotMadeFor
 from ..files import atomic_path
 
 NAME = "PyncaSegment"  # no dot in it: for Slicer, a program on Linux and macOS is a file without suffix
@@ -71,6 +72,15 @@ Research software, not a medical device.</description>
       <label>Model file</label>
       <channel>input</channel>
     </file>
+    <string-enumeration>
+      <name>force</name>
+      <longflag>force</longflag>
+      <description>Segment a volume that the model was not made for, too</description>
+      <label>Any volume</label>
+      <default>no</default>
+      <element>no</element>
+      <element>yes</element>
+    </string-enumeration>
     <integer>
       <name>samples</name>
       <longflag>samples</longflag>
@@ -179,6 +189,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--returnparameterfile", type=Path, metavar="FILE", help="where to write what was found")
     parser.add_argument("--model", default=zoo.DEFAULT, help="a bundled model")
     parser.add_argument("--modelfile", type=Path, metavar="FILE", help="a model file instead")
+    parser.add_argument("--force", choices=("no", "yes"), default="no", help="what the model was not made for, too")
     parser.add_argument("--samples", type=whole, default=1, metavar="N", help="runs to average")
     parser.add_argument("--threads", type=whole, default=0, metavar="N", help="threads; 0: all usable CPUs")
     parser.add_argument("--seed", type=whole, default=0, metavar="S", help="seed of the automaton")
@@ -193,6 +204,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"{len(arguments.files)} files are named; there must be a volume and a mask")
     try:
         _segment(arguments)
+    except NotMadeFor as error:
+        return fail(f"{error.problem}; 'Any volume' (--force yes) goes on anyway", FAILED, arguments.files[0])
     except (ValueError, TypeError, OSError, MemoryError) as error:
         return fail(error, FAILED, arguments.files[0])
     return 0
@@ -212,6 +225,7 @@ def _segment(arguments: argparse.Namespace) -> None:
         samples=arguments.samples,
         seed=arguments.seed,
         threads=arguments.threads or None,
+        strict=arguments.force == "no",
         progress=lambda share: _say("filter-progress", f"{share:.4f}"),
     )
     if arguments.probability is not None:
