@@ -170,8 +170,12 @@ def area_cm2(mask: NDArray[Any], image: Volume | None) -> float | None:
     sides = None if image is None else image.voxel_size
     if sides is None:
         return None
-    plane = [mm for mm, n in zip(sides, mask.shape, strict=False) if n > 1]
-    return float(np.count_nonzero(mask) * math.prod(plane) / 100)
+    plane = [axis for axis, n in enumerate(mask.shape) if n > 1 or mask.ndim == 2]
+    area = math.prod(sides[axis] for axis in plane)
+    if image is not None and image.affine is not None and len(plane) == 2:
+        steps = image.affine[:3, plane] / [sides[axis] for axis in plane]
+        area *= float(np.linalg.norm(np.cross(*steps.T)))  # 1 where they stand at right angles
+    return float(np.count_nonzero(mask) * area / 100)
 
 
 def volume_ml(mask: NDArray[Any], image: Volume | None) -> float | None:

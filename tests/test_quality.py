@@ -16,7 +16,7 @@ import pynca
 from pynca import calibration, cli, zoo
 from pynca.calibration import calibrate
 from pynca.cases import find_cases
-from pynca.quality import Quality, confidence, judge
+from pynca.quality import Quality, area_cm2, confidence, judge
 from pynca.segmentation import Segmentation
 from pynca.tensorfile import read
 from pynca.volumes import Volume
@@ -123,6 +123,15 @@ def test_a_single_slice_is_judged_by_its_area(pixels: int, reason: str | None) -
     for volume in (picture, series):
         found = Segmentation(volume.data, volume.data.astype(np.float32), volume=volume)
         assert judge(found, model) == ("review" if reason else "ok", [reason] if reason else [])
+
+
+def test_an_area_is_that_of_the_plane() -> None:
+    line = np.ones((1, 30), np.uint8)  # two axes, whatever their lengths
+    assert area_cm2(line, Volume(line, None, None, "x", spacing=(2.0, 1.0), picture=True)) == pytest.approx(0.6)
+    affine = np.array([[1.0, 0.5, 0, 0], [0, 1.0, 0, 0], [0, 0, 5.0, 0], [0, 0, 0, 1]])  # axes at another angle
+    plane = np.ones((10, 20, 1), np.uint8)
+    assert area_cm2(plane, Volume(plane, affine, None, "x")) == pytest.approx(2.0)
+    assert area_cm2(plane, Volume(plane, None, None, "x")) is None
 
 
 def test_calibration_on_pictures_learns_areas(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

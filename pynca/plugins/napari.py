@@ -7,7 +7,6 @@ layer's scale and affine: millimetres, unless the layer's units say otherwise.
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -80,7 +79,7 @@ class SegmentWidget(Container):  # type: ignore[misc]
                 towards = axes or model.preparation.orientation
                 affine = None if data.ndim != 3 or towards == DISPLAY else oriented(towards, spacing)
                 found = predict(data, model, affine=affine, samples=samples, threads=threads)
-                return found, summary(found, model, math.prod(spacing) if len(spacing) == 3 else None)
+                return found, summary(found, model, abs(np.linalg.det(steps_mm(layer))) if layer.ndim == 3 else None)
             except (ValueError, TypeError, OSError, MemoryError) as error:
                 return " ".join(str(error).split()) or "there is not enough memory"
 
@@ -115,14 +114,20 @@ class SegmentWidget(Container):  # type: ignore[misc]
 
 def spacing_mm(layer: Image) -> NDArray[np.float64]:
     """Return the distance of neighbouring pixels along each of a layer's axes, in mm where its units are lengths."""
+    spacing: NDArray[np.float64] = np.linalg.norm(steps_mm(layer), axis=1)
+    return spacing
+
+
+def steps_mm(layer: Image) -> NDArray[np.float64]:
+    """Return where a step along each of a layer's axes leads to, as rows, in mm where its units are lengths."""
     origin = np.asarray(layer.data_to_world(np.zeros(layer.ndim)))
     steps = np.array([np.asarray(layer.data_to_world(step)) - origin for step in np.eye(layer.ndim)])
     factors = np.ones(layer.ndim)
     for axis, unit in enumerate(layer.units):
         if unit.is_compatible_with("mm"):
             factors[axis] = (1 * unit).to("mm").magnitude
-    spacing: NDArray[np.float64] = np.linalg.norm(steps * factors, axis=1)
-    return spacing
+    scaled: NDArray[np.float64] = steps * factors
+    return scaled
 
 
 def oriented(axes: str, spacing: NDArray[np.float64]) -> NDArray[np.float64]:
