@@ -437,6 +437,16 @@ def test_a_film_has_a_curve_of_its_volumes(tmp_path: Path) -> None:
     assert "541" not in text  # the sum of all
 
 
+@pytest.mark.parametrize("wrong", [{"volume_ml": 1e999}, {"volume_ml": float("nan")}, {"frame": "x"}, {"voxels": "1"}])
+def test_a_film_that_pynca_did_not_write_is_refused(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    labels = frames("LV", [2.0, 1.0, 3.0])
+    labels[2] |= {"bounding_box": None, **wrong}
+    write_manifest(tmp_path, [case("cine.nii.gz", labels=labels)])
+    with pytest.raises(ValueError, match="is not a manifest that pynca wrote"):
+        write_report(tmp_path)
+    assert not (tmp_path / "report.html").exists()
+
+
 @pytest.mark.parametrize("volumes", [[0.0, 0.0], [1.0, 0.0, 1.0], [1e-9, 2e-9], [1e7, 1e6]])
 def test_a_curve_of_any_sizes(tmp_path: Path, volumes: list[float]) -> None:
     write_manifest(tmp_path, [case("cine.nii.gz", labels=frames("blob", volumes))])
