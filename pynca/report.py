@@ -345,7 +345,7 @@ def _film(case: Mapping[str, Any], place: _Place) -> str:
         source = base64.b64encode(_picture(case, place)).decode()
     except (OSError, ValueError, TypeError, ImportError, MemoryError) as error:
         return f'<p class="film none">No picture: {_text(sentence(error))}</p>'
-    found = " and ".join(_text(label.name) for label in _standing(case) if label.voxels)
+    found = " and ".join(_text(label.name) for label in _labels(case) if label.voxels and not label.frame)
     of = f"the first frame of {name}" if cycles(_labels(case)) else name
     alt = f"Slices of {of} with the outline of {found}" if found else f"Slices of {of}"
     return (
