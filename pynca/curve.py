@@ -57,6 +57,8 @@ def said(cycle: Cycle) -> str:
     text += f"{cycle.largest.frame}, {low} {_told(cycle.smallest)} {unit} in frame {cycle.smallest.frame}"
     if cycle.ejection_fraction is not None:
         text += f", ejection fraction {100 * cycle.ejection_fraction:.1f} %"
+    if cycle.missing:
+        text += f", no ejection fraction, since {cycle.missing}"
     empty = sum(frame.voxels == 0 for frame in cycle.frames)
     return text + (f", nothing found in {empty} of them" if empty else "")
 

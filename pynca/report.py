@@ -298,7 +298,9 @@ def _curve(cycle: Cycle) -> str:
     ends = ((high, cycle.largest), (low, cycle.smallest))
     table = _rows([(f"{name}, frame {label.frame}", label) for name, label in ends])
     fraction = cycle.ejection_fraction
-    beside = "" if fraction is None else f'<p class="fraction">Ejection fraction <b>{100 * fraction:.1f} %</b></p>'
+    told = f"No ejection fraction: {_text(cycle.missing)}" if cycle.missing else ""
+    told = told if fraction is None else f"Ejection fraction <b>{100 * fraction:.1f} %</b>"
+    beside = f'<p class="fraction">{told}</p>' if told else ""
     frames = _rows([(f"Frame {label.frame}", label) for label in cycle.frames])
     return (
         f'<figure class="curve"><figcaption>{_text(cycle.name)} over {len(cycle.frames)} frames</figcaption>'

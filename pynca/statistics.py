@@ -73,6 +73,8 @@ class Cycle:
         ``(largest - smallest) / largest`` of a ventricle, to six digits. None for another label; where nothing was
         found in a frame, whose volume is then not known; and where all that was found lies in one slice, which shows
         an area and no volume.
+    missing : str
+        Why a ventricle has no ejection fraction; empty where it has one, and for another label.
     """
 
     name: str
@@ -81,6 +83,7 @@ class Cycle:
     smallest: LabelStatistics
     ventricle: bool
     ejection_fraction: float | None
+    missing: str = ""
 
 
 def label_statistics(segmentation: Segmentation) -> list[LabelStatistics]:
@@ -140,10 +143,14 @@ def cycles(labels: Sequence[LabelStatistics]) -> list[Cycle]:
 def _cycle(frames: list[LabelStatistics]) -> Cycle:
     largest, smallest = (choose(frames, key=lambda label: label.voxels) for choose in (max, min))
     name = frames[0].name
-    fraction = None
-    if is_ventricle(name) and smallest.voxels and not _in_one_slice(frames):
+    ventricle, fraction, missing = is_ventricle(name), None, ""
+    if ventricle and not smallest.voxels:
+        missing = f"nothing was found in frame {smallest.frame}"
+    elif ventricle and _in_one_slice(frames):
+        missing = "all that was found lies in one slice"
+    elif ventricle:
         fraction = rounded((largest.voxels - smallest.voxels) / largest.voxels)  # voxels are as large in all frames
-    return Cycle(name, frames, largest, smallest, is_ventricle(name), fraction)
+    return Cycle(name, frames, largest, smallest, ventricle, fraction, missing)
 
 
 def _in_one_slice(frames: Sequence[LabelStatistics]) -> bool:

@@ -437,6 +437,12 @@ def test_a_film_has_a_curve_of_its_volumes(tmp_path: Path) -> None:
     assert "541" not in text  # the sum of all
 
 
+def test_a_missing_ejection_fraction_says_why(tmp_path: Path) -> None:
+    write_manifest(tmp_path, [case("cine.nii.gz", labels=frames("LV", [120.0, 0.0, 90.0]))])
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    assert '<p class="fraction">No ejection fraction: nothing was found in frame 1</p>' in page
+
+
 @pytest.mark.parametrize("wrong", [{"volume_ml": 1e999}, {"volume_ml": float("nan")}, {"frame": "x"}, {"voxels": "1"}])
 def test_a_film_that_pynca_did_not_write_is_refused(tmp_path: Path, wrong: dict[str, Any]) -> None:
     labels = frames("LV", [2.0, 1.0, 3.0])

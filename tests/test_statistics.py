@@ -150,20 +150,21 @@ def test_a_film_of_one_frame_is_a_volume() -> None:
 
 
 @pytest.mark.parametrize(
-    ("sizes", "label", "slices", "fraction"),
+    ("sizes", "label", "slices", "fraction", "missing"),
     [
-        ([300, 250, 120, 200], "left ventricle", 2, 0.6),
-        ([300, 250, 120, 200], "hippocampus", 2, None),
-        ([300, 250, 120, 200], "LV myocardium", 2, None),
-        ([300, 0, 120, 200], "left ventricle", 2, None),  # its smallest volume is not known
-        ([150, 50], "left ventricle", 1, None),  # of one slice there is an area
-        ([250, 250], "RV", 2, 0.0),
+        ([300, 250, 120, 200], "left ventricle", 2, 0.6, ""),
+        ([300, 250, 120, 200], "hippocampus", 2, None, ""),
+        ([300, 250, 120, 200], "LV myocardium", 2, None, ""),
+        ([300, 0, 120, 200], "left ventricle", 2, None, "nothing was found in frame 1"),
+        ([150, 50], "left ventricle", 1, None, "all that was found lies in one slice"),
+        ([0, 0], "left ventricle", 2, None, "nothing was found in frame 0"),
+        ([250, 250], "RV", 2, 0.0, ""),
     ],
 )
-def test_the_cycle_of_a_heart(sizes: list[int], label: str, slices: int, fraction: float | None) -> None:
+def test_the_cycle_of_a_heart(sizes: list[int], label: str, slices: int, fraction: float | None, missing: str) -> None:
     (cycle,) = cycles(label_statistics(film(sizes, label, slices)))
     assert (cycle.largest.frame, cycle.smallest.frame) == (sizes.index(max(sizes)), sizes.index(min(sizes)))
-    assert cycle.ejection_fraction == fraction
+    assert (cycle.ejection_fraction, cycle.missing) == (fraction, missing)
 
 
 def test_which_labels_are_ventricles_of_the_heart() -> None:
