@@ -9,6 +9,7 @@ from .statistics import Cycle, LabelStatistics
 
 _WIDTH, _HEIGHT = 440, 200
 _LEFT, _RIGHT, _TOP, _BOTTOM = 54, 16, 22, 40  # margins around the curve
+_LEAST, _MOST = 1e-12, 1e15  # of a size: a manifest can say anything
 _TICKS = 5  # at most, on either axis
 _DOTS = 60  # frames up to which each has a dot
 
@@ -19,7 +20,7 @@ def svg(cycle: Cycle) -> str:
     Colours are those of the text around it, so that it is readable on light and dark pages.
     """
     unit = "voxels" if cycle.largest.volume_ml is None else "ml"
-    last, top = max(len(cycle.frames) - 1, 1), size_of(cycle.largest) or 1.0
+    last, top = max(len(cycle.frames) - 1, 1), max(size_of(cycle.largest), _LEAST)
 
     def x(frame: int) -> float:
         return _LEFT + (_WIDTH - _LEFT - _RIGHT) * frame / last
@@ -65,7 +66,7 @@ def said(cycle: Cycle) -> str:
 
 def size_of(label: LabelStatistics) -> float:
     """Return a label's volume in ml, or its voxels where nobody knows how large they are."""
-    return float(label.voxels if label.volume_ml is None else label.volume_ml)
+    return float(max(0, min(label.voxels if label.volume_ml is None else label.volume_ml, _MOST)))
 
 
 def _told(label: LabelStatistics) -> str:

@@ -155,8 +155,9 @@ def _cycle(frames: list[LabelStatistics]) -> Cycle:
 
 def _in_one_slice(frames: Sequence[LabelStatistics]) -> bool:
     """Tell whether all that was found in any frame lies in one and the same slice."""
-    boxes = np.array([frame.bounding_box for frame in frames if frame.bounding_box])
-    return not len(boxes) or bool((boxes[..., 1].max(axis=0) == boxes[..., 0].min(axis=0)).any())
+    boxes = [frame.bounding_box for frame in frames if frame.bounding_box]
+    along = [list(zip(*ends, strict=True)) for ends in zip(*boxes, strict=False)]
+    return any(min(first) == max(last) for first, last in along) or not along
 
 
 def is_ventricle(label: str) -> bool:

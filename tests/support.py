@@ -133,6 +133,8 @@ def refusal(action: Callable[[], object]) -> str | None:
 def is_sentence(text: str) -> bool:
     """Tell whether a refusal is one line that can be read."""
     return 0 < len(text) < 600 and "\n" not in text
+
+
 def exploding_model() -> pynca.Model:
     """A model whose weights are finite and whose cells reach infinity."""
     model = random_model()

@@ -174,9 +174,7 @@ def test_a_stack_of_pictures_is_not_taken_for_a_volume(
     if taken:
         whole = pynca.segment(stack, model)
     else:
-        with pytest.raises(
-            ValueError, match=r"give axis=.*\[pynca.segment\(picture, model\) for picture in pictures\]"
-        ):
+        with pytest.raises(ValueError, match=r"; axis=.*\[pynca.segment\(picture, model\) for picture in pictures\]"):
             pynca.segment(stack, model)
         whole = pynca.segment(stack, model, axis=0)
     single = [pynca.predict(one, model).mask for one in (np.moveaxis(stack, 2, 0) if taken else stack)[:1]]
@@ -230,8 +228,9 @@ def test_a_stack_in_a_file_is_refused_in_words_for_the_command_line(
         err = capsys.readouterr().err
         assert code == 1
         assert err.startswith(f"pynca: {tmp_path / 'stack.npy'} has shape (5, 32, 32), its slices seem to follow each")
-        assert err.endswith("write it as a TIFF of several pages or as NIfTI, or one file a slice\n")
+        assert err.endswith("; a picture a file, a TIFF of several pages and NIfTI say it themselves\n")
         assert "axis=" not in err
+        assert "pynca.segment" not in err
     assert not (tmp_path / "out.npy").exists()
 
 

@@ -191,7 +191,7 @@ def test_predict_warns_and_strictly_refuses(model: pynca.Model) -> None:
     with pytest.warns(UserWarning, match="the image does not look like what scenes learnt on"):
         pynca.predict(-scene(0), model)
     with pytest.raises(
-        ValueError, match=r"learnt on .*; bundled models are cardiac-lv, hippocampus, and strict=False goe"
+        ValueError, match=r"learnt on .*; bundled models are cardiac-lv, hippocampus; strict=False goes on"
     ):
         pynca.segment(-scene(0), model, strict=True)
     with warnings.catch_warnings():

@@ -201,12 +201,11 @@ def test_arguments_are_called_what_they_are_called_where_they_were_given(scans: 
         pynca.volumes.read_volume("film.nii")
     said = told("segment", "film.nii", "m.nii", "-m", "model.safetensors")
     assert "choose one with --volume, 0 to 2, or all of them with --volume all" in said
-    Path("labels").mkdir()
+    said = told("animate", "film.nii", "film.gif", "-m", "model.safetensors")
+    assert "it holds 3 volumes\n" in said
     for folder in ("images", "labels"):
         Path(folder).mkdir(exist_ok=True)
         Path(folder, "film.nii").write_bytes(Path("film.nii").read_bytes())
-    said = told("evaluate", "--images", "images", "--labels", "labels", "-m", "model.safetensors")
-    assert "it holds 3 volumes\n" in said
 
     with pytest.raises(ValueError, match="may be a colour picture; convert it to grey, or give axis="):
         pynca.predict(np.load("colour.npy"), MODEL)

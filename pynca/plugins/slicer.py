@@ -205,7 +205,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         _segment(arguments)
     except NotMadeFor as error:
-        return fail(f"{error.problem}; 'Any volume' (--force yes) goes on anyway", FAILED, arguments.files[0])
+        return fail(f"{error}; 'Any volume' (--force yes) goes on anyway", FAILED, arguments.files[0])
     except (ValueError, TypeError, OSError, MemoryError) as error:
         return fail(error, FAILED, arguments.files[0])
     return 0
