@@ -89,10 +89,9 @@ def run_case(
         warnings.simplefilter("always")
         try:
             sha256 = digest(job.source)
-            if memory is not None:
-                check_memory(
-                    job.source, model, which=options.volume, samples=options.samples, threads=threads, memory=memory
-                )
+            check_memory(
+                job.source, model, which=options.volume, samples=options.samples, threads=threads, memory=memory
+            )
             volume = read_volume(job.source, volume=options.volume, spacing=options.spacing)
             for kind, path in job.outputs.items():
                 if kind != "preview":

@@ -1,12 +1,58 @@
-"""Write a file whole or not at all."""
+"""Write a file whole or not at all, and open one that somebody named."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import re
-from collections.abc import Iterable, Iterator
+import stat
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from io import BufferedReader
 from pathlib import Path
+
+
+def check_regular(path: str | os.PathLike[str]) -> None:
+    """Refuse a path that is neither a file nor a folder; one that is not there passes.
+
+    A file is opened more than once, for its digest, its header and its voxels, and has a size: what comes out of a
+    pipe is gone after the first time, and a device may never end.
+
+    Raises
+    ------
+    ValueError
+        It is a named pipe, a socket or a device, or a link to one.
+    OSError
+        It cannot be looked at.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        return
+    for test, what in _SPECIAL.items():
+        if test(mode):
+            raise ValueError(f"{os.fspath(path)!s} is {what}; it must be a file, so write the content to one first")
+
+
+def open_input(path: str | os.PathLike[str]) -> BufferedReader:
+    """Open a file to read its bytes.
+
+    Raises
+    ------
+    ValueError
+        As `check_regular`.
+    OSError
+        It is not there, is a folder or cannot be read.
+    """
+    check_regular(path)
+    return open(path, "rb")
+
+
+_SPECIAL: Mapping[Callable[[int], bool], str] = {
+    stat.S_ISFIFO: "a pipe",
+    stat.S_ISSOCK: "a socket",
+    stat.S_ISCHR: "a device",
+    stat.S_ISBLK: "a device",
+}
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from .files import atomic_path
+from .files import atomic_path, check_regular
 from .volumes import check_output, inputs_in, is_input, output_name, split_name
 
 _CHANNEL = re.compile(r"_(\d{4})$")
@@ -87,6 +87,7 @@ def find_jobs(
     """
     if not source.exists():
         raise ValueError(f"{source} does not exist; IN is an image, or a folder of them")
+    check_regular(source)
     if not source.is_dir():
         named = {
             kind: place / _result_name(source.name, kind, ending) if place.is_dir() else place

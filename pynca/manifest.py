@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from . import jsontext
 from .errors import brief, quoted
-from .files import atomic_path
+from .files import atomic_path, open_input
 from .statistics import LabelStatistics
 
 FILE = "manifest.json"
@@ -237,7 +237,7 @@ def digest(path: str | os.PathLike[str]) -> str:
         for file in sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith(".")):
             hasher.update(os.fsencode(file.name) + b"\0" + digest(file).encode())
     else:
-        with open(path, "rb") as stream:
+        with open_input(path) as stream:
             while block := stream.read(2**20):
                 hasher.update(block)
     return hasher.hexdigest()

@@ -17,6 +17,8 @@ Scalar = TypeVar("Scalar", bound=np.generic)
 AXIS_OF = {"L": 0, "R": 0, "P": 1, "A": 1, "I": 2, "S": 2}
 DISPLAY = "display"  # in place of three directions: slices in the plane and the position in which they are looked at
 _ALIKE = 1.1  # voxel sizes that differ by less are taken for equal
+_SMALLEST, _LARGEST = 1e-7, 1e4  # mm: 0.1 nm to 10 m
+_FURTHEST = 1e9  # mm
 _FLAT = 1e-6  # of three unit vectors, the least singular value above which they span a space
 # How radiologists look at a slice: by the axis that it is cut across, where its rows and columns grow to
 _DISPLAYED = ("IP", "IL", "PL")
@@ -100,7 +102,8 @@ class Orientation:
         """
         if volume is not None and volume.affine is not None:
             if codes == DISPLAY:
-                here = codes_of(volume.affine)
+                with about(volume.name):
+                    here = codes_of(checked_affine(volume.affine))
                 along = AXIS_OF[here[acquired_axis(volume) if across is None else across]]
                 return cls.from_codes(here, displayed("RAS"[along]))
             return cls.between(volume.affine, codes)
@@ -187,10 +190,21 @@ def checked_affine(affine: ArrayLike | None) -> Affine:
         raise Refused(f"has the affine {_listed(matrix)}; it must be 4 by 4 and end in the row 0, 0, 0, 1")
     if not np.isfinite(matrix).all():
         raise Refused(f"has the affine {_listed(matrix)}; all of its values must be finite")
-    sizes = np.linalg.norm(matrix[:3, :3], axis=0)
-    if not sizes.all() or np.linalg.svd(matrix[:3, :3] / sizes, compute_uv=False)[-1] < _FLAT:
+    with np.errstate(over="ignore"):
+        sizes = np.linalg.norm(matrix[:3, :3], axis=0)
+    if (sizes == 0).any() or np.linalg.svd(matrix[:3, :3] / sizes, compute_uv=False)[-1] < _FLAT:
         raise Refused(f"has the affine {_listed(matrix)}; its three axes must span a space")
+    if not possible(sizes).all():
+        raise Refused(f"has voxels of {' x '.join(f'{mm:.4g}' for mm in sizes)} mm; no image has such")
+    if not (np.abs(matrix[:3, 3]) < _FURTHEST).all():
+        raise Refused(f"has the affine {_listed(matrix)}; no image lies so far away")
     return matrix
+
+
+def possible(sizes: ArrayLike) -> NDArray[np.bool_]:
+    """Tell for each size of a voxel in mm whether an image can have it."""
+    array = np.asarray(sizes)
+    return np.asarray((array > _SMALLEST) & (array < _LARGEST))
 
 
 def _check_codes(codes: str) -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from . import _core
 from .config import thread_count
-from .memory import CALL_SLICES, run_bytes, slices_a_call
+from .memory import CALL_SLICES, memory_limit, run_bytes, slices_a_call
 from .model import Model
 from .quality import Ensemble, sigmoid
 from .rule import whole_number
@@ -61,8 +61,12 @@ class Speed:
     @cached_property
     def run(self) -> float:
         """Seconds that the automaton takes for a slice, in a call of as many as threads can share."""
-        count = CALL_SLICES * self.threads
-        images = np.zeros((count, *self.model.preparation.size, 1), np.float32)
+        size = self.model.preparation.size
+        wanted = 1, CALL_SLICES * self.threads, *size
+        count = slices_a_call(
+            wanted, self.model, samples=1, threads=self.threads, memory=memory_limit(), name="the model"
+        )
+        images = np.zeros((count, *size, 1), np.float32)
         indices = np.zeros(count, np.uint32)
 
         def call() -> None:

@@ -31,10 +31,10 @@ def postprocess(mask: Mask, steps: Sequence[str]) -> Mask:
     array
         bool, of the same shape.
     """
-    places = np.nonzero(mask)
-    if not len(places[0]) or not steps:
+    if not mask.any() or not steps:
         return mask
-    box = tuple(slice(int(axis.min()), int(axis.max()) + 1) for axis in places)  # so that little memory is needed
+    along = (np.flatnonzero(mask.any(axis=tuple({*range(mask.ndim)} - {axis}))) for axis in range(mask.ndim))
+    box = tuple(slice(int(used[0]), int(used[-1]) + 1) for used in along)  # so that little memory is needed
     part = mask[box]
     for step in steps:
         part = keep_largest(part) if step == "largest" else np.stack([fill_holes(one) for one in part])

@@ -5,7 +5,7 @@ Every operation is elementwise NumPy in a fixed order, so that results do not de
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from .orientation import AXIS_OF, DISPLAY
 from .rule import FloatArray, whole_number
 
+_UNIT = 2.0**32  # probabilities are summed as whole multiples of its inverse
 # A hostile model file must not ask for more memory than a slice of such a size takes.
 MAX_SIZE = 4096
 
@@ -122,12 +123,34 @@ def check_finite(array: NDArray[Any], name: str) -> None:
     if array.dtype.kind != "f":
         return
     limit = np.float64(np.finfo(np.float32).max)
-    wrong = array.size - np.count_nonzero((array >= -limit) & (array <= limit))
+    fine = sum(np.count_nonzero((part >= -limit) & (part <= limit)) for part in pieces(array))
+    wrong = array.size - fine
     if wrong:
         raise ValueError(
             f"{name} holds {wrong} values of {array.size} that are not finite "
             "(NaN, infinite or beyond float32); all must be"
         )
+
+
+def pieces(*arrays: NDArray[Any]) -> Iterator[Any]:
+    """Yield an array in flat pieces, whatever its layout, so that what is computed of them takes little memory.
+
+    Of several arrays of one shape, the pieces come in tuples.
+    """
+    flags: Any = ("external_loop", "buffered", "zerosize_ok")
+    yield from np.nditer(list(arrays), flags, order="K", buffersize=2**18)
+
+
+def sum_inside(probability: NDArray[np.float32], inside: NDArray[np.bool_]) -> float:
+    """Return the sum of probabilities where a mask is, to ten digits.
+
+    It is summed in whole numbers: then the order, which NumPy chooses by CPU, makes no difference.
+    """
+    total = sum(
+        int((part[there].astype(np.float64) * _UNIT).astype(np.int64).sum())
+        for part, there in pieces(probability, inside)
+    )
+    return total / _UNIT
 
 
 def resize_cubic(images: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.float64]:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .inputs import check_input, is_number
+from .preprocessing import sum_inside
 from .rule import FloatArray, UInt8Array
 from .volumes import Volume
 
@@ -205,7 +206,7 @@ def confidence(probability: FloatArray, mask: UInt8Array) -> float:
     """
     inside = mask > 0
     total = float(probability.sum(dtype=np.float64)) + int(np.count_nonzero(inside))
-    return 2.0 * float(probability[inside].sum(dtype=np.float64)) / total if total > 0 else 0.0
+    return 2.0 * sum_inside(probability, inside) / total if total > 0 else 0.0
 
 
 def sigmoid(logits: FloatArray) -> FloatArray:

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import numpy as np
@@ -17,16 +18,17 @@ from numpy.typing import ArrayLike, NDArray
 from . import _core
 from .config import thread_count
 from .errors import NotFinite, NotMadeFor
+from .formats.base import about
 from .inputs import check_input, slices_along
-from .memory import slices_a_call
+from .memory import memory_limit, slices_a_call
 from .model import Model, load_model
-from .orientation import Orientation
+from .orientation import Orientation, checked_affine
 from .postprocessing import postprocess
 from .preprocessing import check_finite
 from .progress import Progress
 from .quality import Ensemble, largest_nqm, nqm, sigmoid
 from .rule import FloatArray, UInt8Array, whole_number
-from .volumes import Volume, read_outline, read_volume, save_map, save_mask
+from .volumes import Volume, is_dicom, read_outline, read_volume, save_map, save_mask
 from .zoo import DEFAULT, names
 
 if TYPE_CHECKING:
@@ -270,7 +272,7 @@ def predict(
     memory : int, optional
         Bytes that the process may take, with what it holds already. Slices then go through in smaller
         parts, and a run that cannot fit is refused before it starts. The result does not depend on it.
-        Default: no limit.
+        Default: what this machine has left.
     progress : bool or callable
         Show a progress bar where standard error is a terminal; or call this with the share that is done,
         from 0 to 1. Default False.
@@ -312,14 +314,16 @@ def predict(
     threads = thread_count(threads)
     if memory is not None:
         memory = whole_number(memory, "memory", 1, 2**63 - 1)
-        if isinstance(image, (str, os.PathLike)):
-            check_memory(image, model, axis=axis, samples=samples, threads=threads, memory=memory)
+    if isinstance(image, (str, os.PathLike)) or hasattr(image, "dataobj"):
+        check_memory(
+            cast("str | SpatialImage", image), model, axis=axis, samples=samples, threads=threads, memory=memory
+        )
     data, volume = _open(image, affine, spacing)
     view = slicing(data.shape, volume, axis, model)
     volumes = view(data)
     films, count, *size = volumes.shape
     name = "the image" if volume is None else volume.name
-    step = slices_a_call(volumes.shape, model, samples=samples, threads=threads, memory=memory, name=name)
+    step = slices_a_call(volumes.shape, model, samples=samples, threads=threads, memory=memory_limit(memory), name=name)
     _check_expected(volume or Volume(data, None, None, "the image"), model, axis=axis, strict=strict)
     if volume is not None and volume.voxel_size is None:
         volume = sized(volume, model)
@@ -383,20 +387,22 @@ def _finite(name: str) -> Iterator[None]:
 
 
 def check_memory(
-    path: str | os.PathLike[str],
+    image: str | os.PathLike[str] | SpatialImage,
     model: Model,
     *,
     axis: int | None = None,
     which: int | Literal["all"] | None = None,
     samples: int = 1,
     threads: int | None = None,
-    memory: int,
+    memory: int | None = None,
 ) -> None:
-    """Refuse a file that cannot be segmented within so many bytes before its voxels are read, if its header tells.
+    """Refuse a file that cannot be segmented within so many bytes, or on this machine, before its voxels are read.
+
+    Where the header does not tell, nothing is refused.
 
     Parameters
     ----------
-    path, model, axis, samples, threads, memory
+    image, model, axis, samples, threads, memory
         As of `predict`.
     which : int or "all", optional
         As ``volume`` of `pynca.volumes.read_volume`.
@@ -406,7 +412,9 @@ def check_memory(
     ValueError
         It does not fit; the sentence says what would.
     """
-    outline = read_outline(path, volume=which)
+    # The headers of a series are its files: reading them twice takes longer than is saved where memory is enough
+    late = memory is None and isinstance(image, (str, os.PathLike)) and is_dicom(Path(image))
+    outline = None if late else read_outline(image, volume=which)
     if outline is None:
         return
     shape = slicing(outline.data.shape, outline, axis, model)(outline.data).shape
@@ -415,7 +423,7 @@ def check_memory(
         model,
         samples=samples,
         threads=thread_count(threads),
-        memory=memory,
+        memory=memory_limit(memory),
         voxels=outline.data.nbytes,
         name=outline.name,
     )
@@ -460,7 +468,8 @@ def _open(
         raise ValueError(
             f"affine has shape {matrix.shape} and the image {data.shape}; an affine is (4, 4) and goes with a volume"
         )
-    return data, Volume(data, matrix.astype(np.float64), None, "the image")
+    with about("the image"):
+        return data, Volume(data, checked_affine(matrix), None, "the image")
 
 
 def _is_image(value: object) -> bool:

@@ -15,11 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .files import atomic_path
+from .preprocessing import sum_inside
 
 if TYPE_CHECKING:
     from .segmentation import Segmentation
-
-_UNIT = 2.0**32  # probabilities are summed as whole multiples of its inverse
 
 
 @dataclass(frozen=True)
@@ -119,7 +118,7 @@ def _of_one(segmentation: Segmentation, frame: int | None) -> Iterator[LabelStat
             voxels=voxels,
             volume_ml=None if voxel is None else rounded(voxels * voxel / 1000),
             bounding_box=_bounding_box(mask) if voxels else None,
-            mean_probability=_mean(segmentation.probability[mask]) if voxels else None,
+            mean_probability=rounded(sum_inside(segmentation.probability, mask) / voxels) if voxels else None,
             nqm=rounded(segmentation.nqm),
             frame=frame,
         )
@@ -221,9 +220,3 @@ def rounded(value: float | None) -> float | None:
 def _bounding_box(mask: NDArray[np.bool_]) -> list[list[int]]:
     along = (mask.any(axis=tuple(set(range(mask.ndim)) - {axis})) for axis in range(mask.ndim))
     return [[int(places[0]), int(places[-1])] for places in map(np.flatnonzero, along)]
-
-
-def _mean(probability: NDArray[np.float32]) -> float | None:
-    """Return the mean, summed in whole numbers: then the order, which NumPy chooses by CPU, makes no difference."""
-    total = int((probability.astype(np.float64) * _UNIT).astype(np.int64).sum())
-    return rounded(total / _UNIT / probability.size)

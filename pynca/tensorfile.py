@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from . import jsontext
 from .errors import quoted
-from .files import atomic_path
+from .files import atomic_path, open_input
+from .memory import check_room
 
 MAX_HEADER = 4 * 2**20
 MAX_AXES = 32  # of every NumPy; 2.0 and later allow 64
@@ -55,13 +56,14 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, NDArray[np.float32]], 
     OSError
         The file cannot be opened or read.
     """
-    with open(path, "rb") as stream:
+    with open_input(path) as stream:
         try:
             size = os.fstat(stream.fileno()).st_size
             header = _parse(_header_bytes(stream, size))
             metadata = _checked_metadata(header.pop(_METADATA, {}))
             entries = sorted((_entry(*item) for item in header.items()), key=lambda e: (e.begin, e.end))
             _check_layout(entries, size - stream.tell())
+            check_room("it", 2 * size)
             return {entry.name: _tensor(stream, entry) for entry in entries}, metadata
         except ValueError as problem:
             raise ValueError(f"cannot read {os.fspath(path)!s}: {problem}") from None

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .files import check_regular
 from .formats import dicom, dicom_seg, nifti, npy, picture
 from .formats.base import Affine, Volume, about
+from .memory import check_room
 from .orientation import Orientation, codes_of, displayed, to_orientation
-from .preprocessing import check_finite
+from .preprocessing import check_finite, pieces
 
 if TYPE_CHECKING:
     from nibabel.spatialimages import SpatialImage
@@ -40,6 +42,7 @@ __all__ = [
 ]
 
 INPUTS = "NIfTI (.nii, .nii.gz), DICOM (.dcm or a folder), PNG, TIFF, JPEG or .npy"
+_WHOLE = 1e-3  # how far from a whole number a label may be
 MASKS = (*nifti.SUFFIXES, *dicom_seg.SUFFIXES, ".png", *picture.PAGED, *npy.SUFFIXES)
 MAPS = (*nifti.SUFFIXES, ".png", *picture.PAGED, *npy.SUFFIXES)
 _ENDING = re.compile(r"\.(nii|nii\.gz|dcm|dicom|ima|png|tiff?|jpe?g|npy)$", re.IGNORECASE)
@@ -141,11 +144,11 @@ def read_volume(
     """
     which = volume if volume is None or volume == "all" else operator.index(volume)
     if not isinstance(source, (str, os.PathLike)):
+        _check_room(nifti.outline_image(source, which))
         result = nifti.read_image(source, which)
     else:
         path = Path(source)
-        if not path.exists():
-            raise FileNotFoundError(f"there is no file {path}")
+        _check_source(path, which)
         if path.is_dir() or dicom.is_dicom(path) or path.name.upper() == "DICOMDIR":
             result = dicom.read(path)
         elif _ends(path, picture.SUFFIXES):
@@ -162,31 +165,43 @@ def read_volume(
     return result if spacing is None else _spaced(result, spacing)
 
 
-def read_outline(path: str | os.PathLike[str], *, volume: int | Literal["all"] | None = None) -> Volume | None:
+def is_dicom(path: Path) -> bool:
+    """Tell whether a path is a DICOM file or a folder that directly holds some."""
+    return dicom.is_dicom(path) or (path.is_dir() and dicom.is_series(path))
+
+
+def read_outline(
+    source: str | os.PathLike[str] | SpatialImage, *, volume: int | Literal["all"] | None = None
+) -> Volume | None:
     """Read what the header of a file says, without its voxels.
 
     Parameters
     ----------
-    path : str or path-like
+    source : str, path-like or nibabel image
     volume : int or "all", optional
         As of `read_volume`.
 
     Returns
     -------
     Volume or None
-        Its ``data`` has the shape and the ``nbytes`` of the image, but takes no memory and is zero. None for a
-        format whose header does not tell: pictures.
+        Its ``data`` has the shape and the ``nbytes`` of the image, but takes no memory and is zero. None where the
+        header does not tell, and for a nibabel image whose voxels are in memory already.
 
     Raises
     ------
     ValueError, OSError
         As `read_volume`, as far as the header is concerned.
     """
-    path = Path(path)
-    if dicom.is_dicom(path) or (path.is_dir() and dicom.is_series(path)):
+    if not isinstance(source, (str, os.PathLike)):
+        return nifti.outline_image(source, volume)
+    path = Path(source)
+    check_regular(path)
+    if is_dicom(path):
         return dicom.outline(path)
     if not path.is_file():
         return None
+    if _ends(path, picture.SUFFIXES):
+        return picture.outline(path)
     if _ends(path, npy.SUFFIXES):
         return npy.outline(path)
     return nifti.outline(path, volume) if _ends(path, nifti.SUFFIXES) else None
@@ -216,17 +231,40 @@ def read_label(path: str | os.PathLike[str], *, volume: int | Literal["all"] | N
         As `read_volume`.
     """
     path = Path(path)
-    if _ends(path, picture.SUFFIXES) and path.exists():
+    if _ends(path, picture.SUFFIXES):
+        _check_source(path, None)
         label = picture.read_label(path)
     elif path.is_dir() or dicom.is_dicom(path):
         raise ValueError(f"{path} is DICOM; a label must be NIfTI, PNG, TIFF or .npy")
     else:
         label = read_volume(path, volume=volume)
-    values = label.data
-    wrong = (values < 0) | (values > 255) | (values != np.rint(values)) if values.dtype != bool else np.zeros(1, bool)
-    if wrong.any():
-        raise ValueError(f"{path} holds the value {values[wrong][0]:g}; labels are whole numbers from 0 to 255")
-    return replace(label, data=values.astype(np.uint8, copy=False))
+    return replace(label, data=_labels(label.data, path))
+
+
+def _labels(values: NDArray[Any], path: Path) -> NDArray[np.uint8]:
+    """Return labels as uint8; what scaling has moved away from a whole number by a rounding is that number."""
+    for part in pieces(values) if values.dtype not in (np.uint8, np.bool_) else ():
+        whole = np.rint(part)
+        wrong = (whole < 0) | (whole > 255) | (np.abs(part - whole) >= _WHOLE)
+        if wrong.any():
+            raise ValueError(f"{path} holds the value {part[wrong][0]!s}; labels are whole numbers from 0 to 255")
+    if values.dtype.kind == "f":
+        values = np.rint(values, out=values if values.flags.writeable else None)
+    return values.astype(np.uint8, copy=False)
+
+
+def _check_source(path: Path, which: int | Literal["all"] | None) -> None:
+    """Refuse what is not there or no file, and what has more voxels than there is memory for, before it is read."""
+    check_regular(path)
+    if not path.exists():
+        raise FileNotFoundError(f"there is no file {path}")
+    if not is_dicom(path):  # which does so itself, and whose headers take long
+        _check_room(read_outline(path, volume=which))
+
+
+def _check_room(outline: Volume | None) -> None:
+    if outline is not None:
+        check_room(outline.name, 2 * outline.data.nbytes)
 
 
 def _spaced(volume: Volume, spacing: float | Sequence[float]) -> Volume:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import re
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,6 +22,10 @@ from numpy.typing import NDArray
 
 import pynca
 from pynca import cli, volumes
+from pynca.checkpoints.archive import read_state_dict
+from pynca.evaluation import score_case
+from pynca.formats import npy
+from pynca.manifest import digest
 from support import DATA, random_model
 
 LABELS = {1: "hippocampus"}
@@ -157,7 +165,7 @@ def test_refuses_arrays(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=rf"x\.npy {reason}"):
             volumes.read_volume(path)
     np.save(path, np.array([{}, 2], object), allow_pickle=True)
-    with pytest.raises(ValueError, match=r"x\.npy is damaged or cut short: .*[Oo]bjects"):
+    with pytest.raises(ValueError, match=r"x\.npy holds no numbers \(dtype object\)"):
         volumes.read_volume(path)
     np.save(path, np.zeros((90, 90)))
     whole = path.read_bytes()
@@ -171,6 +179,171 @@ def test_refuses_arrays(tmp_path: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(ValueError, match=rf"x\.npy {reason}"):
             volumes.read_volume(path)
+
+
+@pytest.mark.parametrize("version", [(1, 0), (2, 0), (3, 0)])
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("dtype", ["<i2", ">i2", "<f8", ">f8", "?", "u8", "<f2"])
+def test_arrays_of_any_layout(tmp_path: Path, dtype: str, order: Any, version: tuple[int, int]) -> None:
+    path, values = tmp_path / "x.npy", np.random.default_rng(0).integers(0, 2, (4, 5, 6)).astype(dtype, order=order)
+    with open(path, "wb") as file:
+        np.lib.format.write_array(file, values, version)
+    read = volumes.read_volume(path).data
+    np.testing.assert_array_equal(read, values)
+    assert read.dtype == np.dtype(dtype).newbyteorder("=")
+    assert read.flags.writeable
+    assert read.flags.f_contiguous == (order == "F")
+
+
+def test_an_array_file_that_shrinks_while_it_is_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it was mapped, the process died."""
+    path = tmp_path / "x.npy"
+    np.save(path, np.ones((99, 99, 99)))
+    check = npy._header
+
+    def shrinking(file: Any) -> Any:
+        found = check(file)
+        os.truncate(path, 200)
+        return found
+
+    monkeypatch.setattr(npy, "_header", shrinking)
+    with pytest.raises(ValueError, match=r"x\.npy is cut short: it ends [0-9]+ bytes too early"):
+        npy.read(path)
+
+
+@pytest.mark.parametrize(
+    ("header", "reason"),
+    [
+        (
+            "{'descr': '<f4', 'fortran_order': False, 'shape': (9, 0, 9)}",
+            r"has shape \(9, 0, 9\); no axis may be empty",
+        ),
+        ("{'descr': '<f4', 'fortran_order': False, 'shape': (9, -9)}", "no axis may be empty"),
+        (
+            "{'descr': '<f4', 'fortran_order': False, 'shape': (99999, 99999, 99999)}",
+            "its values take 3999880001199996 b",
+        ),
+        ("{'descr': '<f4', 'fortran_order': False, 'shape': (10000000000000000000000, 2)}", "cut short"),
+        ("{'descr': '|O', 'fortran_order': False, 'shape': (9, 9)}", "holds no numbers"),
+        ("{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (9, 9)}", "holds colours"),
+        ("{'descr': '<M8[s]', 'fortran_order': False, 'shape': (9, 9)}", "holds no numbers"),
+        ("(" * 5000, "header"),
+        ("-" * 9000 + "1", ""),
+        ("x" * 20000, "has version 1.0 of the format and a header of 20000 bytes"),
+    ],
+)
+def test_refuses_headers_of_arrays(tmp_path: Path, header: str, reason: str) -> None:
+    path = tmp_path / "x.npy"
+    path.write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode() + bytes(999))
+    for read in (volumes.read_volume, volumes.read_outline, volumes.read_label):
+        with pytest.raises(ValueError, match=rf"x\.npy .*{reason}") as caught:
+            read(path)
+        assert len(str(caught.value)) < 600
+
+
+# --- labels, and what is no file ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_labels_are_whole_but_for_a_rounding(tmp_path: Path, dtype: Any) -> None:
+    wanted = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    moved = wanted + (np.where(wanted % 2, 4e-4, -4e-4) if dtype != np.float16 else 0)
+    np.save(tmp_path / "x.npy", moved.astype(dtype))
+    np.testing.assert_array_equal(volumes.read_label(tmp_path / "x.npy").data, wanted, strict=True)
+
+
+def test_a_label_that_was_scaled(tmp_path: Path) -> None:
+    """nibabel scales floats that it stores as int16, and 2 comes back as 1.9999999995."""
+    wanted = np.random.default_rng(0).integers(0, 3, (5, 6, 7)).astype(np.float64)
+    header = nibabel.Nifti1Header()
+    header.set_data_dtype(np.int16)
+    nibabel.save(nibabel.Nifti1Image(wanted, np.eye(4), header), tmp_path / "x.nii.gz")
+    assert (nibabel.load(tmp_path / "x.nii.gz").get_fdata() != wanted).any()
+    np.testing.assert_array_equal(volumes.read_label(tmp_path / "x.nii.gz").data, wanted)
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        (1.9989, "1.9989"),
+        (2.0010000001, "2.0010000001"),
+        (0.5, "0.5"),
+        (-0.001, "-0.001"),
+        (255.5, "255.5"),
+        (256, "256"),
+        (-1, "-1"),
+        (1e20, "1e+20"),
+        (np.int16(-1), "-1"),
+        (np.uint16(256), "256"),
+        (np.uint64(2**64 - 1), "18446744073709551615"),
+    ],
+)
+def test_other_labels_are_told_in_full(tmp_path: Path, value: Any, told: str) -> None:
+    np.save(tmp_path / "x.npy", np.full((3, 3), value))
+    with pytest.raises(ValueError, match=rf"x\.npy holds the value {re.escape(told)}; labels are whole numbers"):
+        volumes.read_label(tmp_path / "x.npy")
+
+
+@pytest.fixture(params=["pipe", "socket", "device"])
+def no_file(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Something that is no file, once for every ending that a reader has."""
+    if sys.platform == "win32":
+        pytest.skip("no such files")
+    monkeypatch.chdir(tmp_path)
+    sockets = []
+    for ending in ("nii", "nii.gz", "npy", "png", "tif", "dcm", "safetensors", "pth", "txt"):
+        name = f"x.{ending}"
+        if request.param == "pipe":
+            os.mkfifo(name)
+        elif request.param == "device":
+            os.symlink("/dev/zero", name)
+        else:
+            sockets.append(socket.socket(socket.AF_UNIX))
+            sockets[-1].bind(name)
+    yield request.param
+    for one in sockets:
+        one.close()
+
+
+def test_what_is_no_file_is_refused_by_every_reader(no_file: str) -> None:
+    said = f"is a {no_file}; it must be a file"
+    for name in ("x.nii", "x.nii.gz", "x.npy", "x.png", "x.tif", "x.dcm"):
+        for read in (volumes.read_volume, volumes.read_label, volumes.read_outline, pynca.segment, digest):
+            with pytest.raises(ValueError, match=f"^{name} {said}"):
+                read(name)
+    with pytest.raises(ValueError, match=f"^x.safetensors {said}"):
+        pynca.load_model("x.safetensors")
+    with pytest.raises(ValueError, match=f"^x.pth {said}"):
+        read_state_dict("x.pth")
+
+
+def test_what_is_no_file_is_refused_by_every_command(no_file: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for folder in ("images", "labels"):
+        Path(folder).mkdir()
+        nibabel.save(nibabel.Nifti1Image(np.ones((9, 9, 9), np.uint8), np.eye(4)), f"{folder}/a.nii")
+    pair = ("--images", "images", "--labels", "labels")
+    for arguments in (
+        ("segment", "x.nii.gz", "mask.nii.gz"),
+        ("segment", "x.dcm", "mask.nii.gz"),
+        ("segment", "x.png", "mask.png"),
+        ("segment", "images", "masks", "-m", "x.safetensors"),
+        ("estimate", "x.nii"),
+        ("estimate", "images", "-m", "x.safetensors"),
+        ("animate", "x.npy", "y.gif"),
+        ("import", "x.pth", "-o", "y.safetensors"),
+        ("info", "x.safetensors"),
+        ("evaluate", *pair, "--cases", "x.txt"),
+        ("evaluate", *pair, "-m", "x.safetensors"),
+        ("calibrate", "hippocampus", *pair, "-o", "y.safetensors", "--leave-out", "x.txt"),
+    ):
+        assert cli.main(arguments) == 2, arguments
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert f" is a {no_file}; it must be a file" in err
+        assert err.count("\n") == 1
+    assert sorted(path.name for path in Path().iterdir() if not path.name.startswith("x.")) == ["images", "labels"]
 
 
 def test_other_names_are_refused(tmp_path: Path) -> None:
@@ -441,3 +614,62 @@ def test_libraries_are_loaded_when_they_are_needed(tmp_path: Path) -> None:
         "sys.exit(len({'nibabel', 'pydicom', 'highdicom', 'PIL'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=False).returncode == 0
+
+
+# --- headers at the command line ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("unit", "factor"), [("micron", 1000.0), ("meter", 0.001)])
+def test_units_at_the_command_line(
+    unit: str, factor: float, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same scan in other units: the same mask, volume, distances and verdict, and a mask in the scan's units."""
+    source = data / "hippocampus" / "images" / "hippocampus_001.nii.gz"
+    image = nibabel.load(source)
+    scaled = nibabel.Nifti1Image(np.asarray(image.dataobj), np.diag([factor] * 3 + [1]) @ image.affine, image.header)
+    scaled.header.set_xyzt_units(unit)
+    nibabel.save(scaled, tmp_path / "scan.nii.gz")
+    records = []
+    for path, mask in ((source, "a.nii.gz"), (tmp_path / "scan.nii.gz", "b.nii.gz")):
+        code, out, err = run(capsys, path, tmp_path / mask, "--json", "--preview", tmp_path / f"{mask}.png")
+        assert (code, err) == (0, "")
+        records.append(json.loads(out))
+    first, second = records
+    for key in ("volume_ml", "quality", "reasons", "voxels", "warnings"):
+        assert first[key] == second[key], key
+    written = nibabel.load(tmp_path / "b.nii.gz")
+    np.testing.assert_array_equal(written.dataobj, nibabel.load(tmp_path / "a.nii.gz").dataobj)
+    assert written.header.get_xyzt_units()[0] == unit
+    np.testing.assert_array_equal(written.affine, nibabel.load(tmp_path / "scan.nii.gz").affine)
+    assert (tmp_path / "a.nii.gz.png").read_bytes() == (tmp_path / "b.nii.gz.png").read_bytes()
+    label = volumes.read_label(tmp_path / "b.nii.gz")
+    score = score_case(pynca.load_model("hippocampus"), volumes.read_volume(source), label, "x")
+    assert (score.hard_dice, score.hd95) == (1.0, 0.0)
+
+
+def test_doubts_about_sizes_are_recorded(data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """In the manifest and in what --json prints, with the file's name, and nothing of nibabel's own."""
+    source = nibabel.load(data / "hippocampus" / "images" / "hippocampus_001.nii.gz")
+    (tmp_path / "in").mkdir()
+    for name, codes in (("sform", (1, 0)), ("qform", (0, 1)), ("neither", (0, 0))):
+        path = tmp_path / "in" / f"{name}.nii"
+        image = nibabel.Nifti1Image(np.asarray(source.dataobj), source.affine)
+        image.set_sform(source.affine, codes[0])
+        image.set_qform(source.affine, codes[1])
+        nibabel.save(image, path)
+        content = bytearray(path.read_bytes())
+        content[88:92] = bytes(4)
+        path.write_bytes(content)
+    assert cli.main(["segment", str(tmp_path / "in"), str(tmp_path / "out"), "--json"]) == 1
+    out, err = capfd.readouterr()
+    told = {Path(record["input"]).stem: record for record in map(json.loads, out.splitlines())}
+    (doubt,) = told["sform"]["warnings"]
+    assert doubt.startswith(f"{tmp_path / 'in' / 'sform.nii'} has voxels of 1 x 1 x 0 by its header (pixdim), which")
+    assert told["sform"]["volume_ml"] == told["sform"]["voxels"] / 1000
+    for name in ("qform", "neither"):
+        assert told[name]["status"] == "failed"
+        assert f"{name}.nii has voxels of 1 x 1 x 0 by its header (pixdim), and nothing" in told[name]["error"]
+    cases = json.loads((tmp_path / "out" / "manifest.json").read_text())["cases"]
+    assert [case["warnings"] for case in cases if case["input"] == "sform.nii"] == [[doubt]]
+    assert all(line.startswith("pynca: ") for line in err.splitlines())
+    assert "should be" not in err

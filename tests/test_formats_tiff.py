@@ -466,7 +466,8 @@ def test_impossible_directories(tags: Tags, big: bool, tmp_path: Path, capfd: py
     message = refusal(tmp_path, content)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert message.startswith("is damaged or cut short") or "; save it " in message or "channels" in message
+    said = ("; save it ", "channels", "of memory to read")  # the last by what the machine has
+    assert message.startswith("is damaged or cut short") or any(text in message for text in said)
     assert len(message) < 200
     assert peak < 2**24
     assert capfd.readouterr().err == ""

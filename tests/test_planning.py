@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -16,7 +18,7 @@ import pynca
 from pynca import cli, memory
 from pynca.planning import Speed, estimate, outline
 from pynca.volumes import Volume
-from support import random_model
+from support import random_model, random_weights
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 MODEL = random_model(steps=1)
@@ -160,6 +162,114 @@ def test_a_file_that_cannot_fit_is_not_read(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr("pynca.segmentation.read_volume", lambda source: pytest.fail("was read"))
     with pytest.raises(ValueError, match=r"scan\.nii takes at least [0-9]+ MB .* and 1 MB are allowed; allow more"):
         pynca.segment(path, MODEL, memory=10**6)
+
+
+@pytest.fixture
+def little(monkeypatch: pytest.MonkeyPatch) -> int:
+    """A machine with little memory left."""
+    monkeypatch.setattr(memory, "available_bytes", lambda: 10**7)
+    return 10**7
+
+
+def test_what_the_machine_cannot_hold_is_not_read(tmp_path: Path, little: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small file can unpack to much: its header tells, before a voxel is read."""
+    zeros = np.zeros((100, 100, 100), np.int8)  # with a slope they become float64
+    image = nibabel.Nifti1Image(zeros, np.eye(4))
+    image.header.set_slope_inter(2, 1)
+    nibabel.save(image, tmp_path / "x.nii.gz")
+    np.save(tmp_path / "x.npy", np.zeros((100, 100, 100)))
+    assert (tmp_path / "x.nii.gz").stat().st_size < 10**4
+    monkeypatch.setattr("pynca.formats.nifti._voxels", lambda *arguments: pytest.fail("was read"))
+    for name in ("x.nii.gz", "x.npy"):
+        path = tmp_path / name
+        for read in (pynca.volumes.read_volume, pynca.volumes.read_label):
+            with pytest.raises(ValueError, match=rf"{name} takes 16 MB of memory to read, and there are 10 MB; free"):
+                read(path)
+        with pytest.raises(ValueError, match=rf"{name} takes at least .* taken already\), and this machine has .* MB"):
+            pynca.segment(path, MODEL)
+    with pytest.raises(ValueError, match="takes 16 MB of memory to read"):
+        pynca.volumes.read_volume(nibabel.load(tmp_path / "x.nii.gz"))
+    for limit in (None, 9 * 10**6):
+        with pytest.raises(ValueError, match=r"x\.nii\.gz takes at least .* MB"):
+            pynca.segment(nibabel.load(tmp_path / "x.nii.gz"), MODEL, memory=limit)
+    with pytest.raises(ValueError, match=r"the image takes at least .* of memory to segment .*this machine has"):
+        pynca.segment(np.zeros((300, 300, 30), np.uint8), MODEL)
+
+
+def test_commands_refuse_what_the_machine_cannot_hold(
+    tmp_path: Path, little: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("images", "labels"):
+        Path(folder).mkdir()
+        write(Path(folder) / "a.nii", (120, 120, 120), "u1")
+        write(Path(folder) / "b.nii", (120, 120, 120), "f8")
+    pair = ("--images", "images", "--labels", "labels")
+    for arguments in (
+        ("segment", "images/b.nii", "mask.nii"),
+        ("segment", "images", "masks", "--force"),
+        ("animate", "images/b.nii", "x.gif"),
+        ("evaluate", *pair),
+        ("calibrate", "hippocampus", *pair, "-o", "y.safetensors", "-q"),
+        ("train", *pair, "-o", "y.safetensors", "-q", "--validation", "none"),
+    ):
+        assert cli.main(arguments) in (1, 2), arguments
+        assert re.search(r"b\.nii takes .* of memory to ", capsys.readouterr().err), arguments
+    assert not Path("mask.nii").exists()
+
+
+def test_a_small_model_that_asks_for_much_memory_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its state takes 8.6 GB, whatever the image."""
+    rule = pynca.Rule.from_state_dict(random_weights("sobel", 128, 1), perception="sobel")
+    model = pynca.Model([pynca.Level(rule, 1, 1)], pynca.Preparation((4096, 4096)))
+    model.save(tmp_path / "m.safetensors")
+    assert (tmp_path / "m.safetensors").stat().st_size < 4000
+    monkeypatch.setattr(memory, "available_bytes", lambda: 4 * 10**9)
+    write(tmp_path / "a.nii", (9, 9, 9))
+    with pytest.raises(ValueError, match=r"the image takes at least 1[0-9],[0-9]{3} MB of memory to segment"):
+        pynca.segment(np.zeros((9, 9)), model)
+    monkeypatch.chdir(tmp_path)
+    for command in (("segment", "a.nii", "mask.nii"), ("animate", "a.nii", "x.gif"), ("estimate", "a.nii")):
+        assert cli.main([*command, "-m", "m.safetensors"]) == 1
+        assert "of memory to segment" in capsys.readouterr().err
+
+
+def test_a_model_file_that_the_machine_cannot_hold_is_not_read(tmp_path: Path, little: int) -> None:
+    """Holes in a file take no room on the disk."""
+    path, size = tmp_path / "m.safetensors", 2**33
+    header = f'{{"x":{{"dtype":"F32","shape":[{size // 4}],"data_offsets":[0,{size}]}}}}'.encode()
+    with open(path, "wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(8 + len(header) + size)
+    with pytest.raises(ValueError, match=r"m\.safetensors: it takes 17,180 MB of memory to read, and there are 10 MB"):
+        pynca.load_model(path)
+
+
+@linux
+@pytest.mark.parametrize(
+    ("name", "dtype", "slope"), [("x.nii", "i2", 1.0), ("x.nii", "i2", 2.5), ("x.nii", "f8", 1.0), ("x.npy", "f4", 1.0)]
+)
+def test_a_limit_holds_with_all_that_is_written(tmp_path: Path, name: str, dtype: str, slope: float) -> None:
+    """The least that is said to be enough is enough: reading, counting a mask of everything, maps and previews."""
+    path = tmp_path / name
+    if name.endswith("npy"):
+        np.save(path, np.random.default_rng(0).random((160, 160, 160)).astype(dtype))
+    else:
+        write(path, (160, 160, 160), dtype, slope)
+    ending = name.rpartition(".")[2]
+    replace(MODEL, threshold=1e-9).save(tmp_path / "all.safetensors")
+    arguments = ["segment", path, tmp_path / f"mask.{ending}", "-m", tmp_path / "all.safetensors", "--threads", "1"]
+    arguments += ["--preview", tmp_path / "p.png", "--stats", tmp_path / "s.csv", "--overwrite", "--force"]
+    arguments += ["--save-probability", tmp_path / f"p.{ending}", "--memory"]
+    code = "import sys; from pynca.cli import main; print(main(sys.argv[1:]))"
+    command, here = [sys.executable, "-c", code, *map(str, arguments), "2M"], Path(__file__).parent
+    refused = subprocess.run(command, capture_output=True, text=True, check=True, cwd=here)
+    least = int(re.search(r"at least ([0-9]+) MB", refused.stderr)[1])  # type: ignore[index]
+    peak, printed = measured(code, *arguments, f"{least + 3}M")
+    assert printed.splitlines()[-1] == "0"
+    assert peak <= least + 3
 
 
 @pytest.mark.parametrize(("limit", "error"), [(0, ValueError), (-1, ValueError), (1e9, TypeError), ("1G", TypeError)])

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from nibabel.orientations import aff2axcodes
 from numpy.typing import NDArray
 
+import pynca
 from pynca import volumes
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -195,9 +196,10 @@ def test_reads_path_text_and_image_alike(tmp_path: Path, name: str) -> None:
         assert volume.name == str(path)
 
 
-def test_data_does_not_depend_on_the_file_any_more(tmp_path: Path) -> None:
+@pytest.mark.parametrize("by", [str, nibabel.load], ids=["path", "image"])
+def test_data_does_not_depend_on_the_file_any_more(tmp_path: Path, by: Callable[[Path], Any]) -> None:
     path = saved(tmp_path / "x.nii")
-    volume = volumes.read_volume(path)
+    volume = volumes.read_volume(by(path))
     path.write_bytes(b"")
     np.testing.assert_array_equal(volume.data, indices())
 
@@ -215,6 +217,24 @@ def test_keeps_dtypes_without_scaling(tmp_path: Path, dtype: str) -> None:
 def test_applies_scaling(tmp_path: Path) -> None:
     path = saved(tmp_path / "x.nii", scl_slope=0.5, scl_inter=-3)
     np.testing.assert_array_equal(volumes.read_volume(path).data, indices() * 0.5 - 3)
+
+
+@pytest.mark.parametrize("scaling", [(1, 0), (2.5, 0), (1, -7), (0.1, 1e-3), (-3, 5), (np.nan, 3), (0, 9)])
+@pytest.mark.parametrize("dtype", ["u1", "<i2", ">i2", "u4", "i8", "u8", "<f4", ">f8"])
+def test_scaled_values_are_nibabels_to_the_last_bit(tmp_path: Path, dtype: str, scaling: tuple[float, float]) -> None:
+    path, values = tmp_path / "x.nii", np.random.default_rng(0).integers(0, 2**7, (7, 8, 9, 2)).astype(dtype)
+    header = nibabel.Nifti1Header(endianness=">" if ">" in dtype else "<")
+    header.set_data_dtype(dtype)
+    header.set_data_shape(values.shape)
+    header.set_sform(OBLIQUE, 1)
+    header["magic"], header["vox_offset"], header["scl_slope"], header["scl_inter"] = b"n+1", 368, *scaling
+    path.write_bytes(header.binaryblock + bytes(20) + values.tobytes(order="F"))
+    for which in (0, 1):
+        read = volumes.read_volume(path, volume=which).data
+        expected = np.asarray(nibabel.load(path).dataobj[..., which])
+        np.testing.assert_array_equal(read, expected)
+        assert read.dtype == expected.dtype.newbyteorder("=")
+        assert read.dtype == volumes.read_outline(path, volume=which).data.dtype
 
 
 def test_gzip_is_told_by_content(tmp_path: Path) -> None:
@@ -307,12 +327,18 @@ REFUSED: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "cut in the voxels": ("x.nii", cut(0.9), "is cut short: by its header it has 472 bytes"),
     "huge by its header": ("x.nii", patched(dim=[3, *[32767] * 3, 1, 1, 1, 1]), "is cut short"),
     "huge offset": ("x.nii", patched(vox_offset=3e38), "is cut short"),
-    "offset that is no number": ("x.nii", patched(vox_offset=np.nan), "damaged or cut short"),
+    "offset that is no number": (
+        "x.nii",
+        patched(vox_offset=np.nan),
+        "has its voxels at byte nan, not behind the header",
+    ),
     "offset in the header": ("x.nii", patched(vox_offset=0), "must begin at 352 or later"),
     "NaN": ("x.nii.gz", data_of(BROKEN), "holds 2 values of 60 that are not finite"),
     "overflowing scale": ("x.nii", overflowing, "holds 60 values of 60 that are not finite"),
     "beyond float32": ("x.nii", data_of(np.full((3, 4, 5), 1e39)), "beyond float32"),
-    "infinite intercept": ("x.nii", patched(scl_slope=1, scl_inter=np.inf), "damaged or cut short"),
+    "infinite offset": ("x.nii", patched(vox_offset=np.inf), "has its voxels at byte inf, not behind the header"),
+    "infinite slope": ("x.nii", patched(scl_slope=-np.inf), "scaled by -inf and moved by 0; both must be finite"),
+    "infinite intercept": ("x.nii", patched(scl_slope=1, scl_inter=np.inf), "scaled by 1 and moved by inf; both must"),
     "one axis": ("x.nii", patched(dim=[1, 3, 4, 5, 1, 1, 1, 1]), r"has shape \(3,\); a volume must have three axes"),
     "two axes": ("x.nii", patched(dim=[2, 3, 4, 5, 1, 1, 1, 1]), r"has shape \(3, 4\)"),
     "four axes": (
@@ -328,7 +354,11 @@ REFUSED: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "unknown dtype": ("x.nii", patched(datatype=7), "damaged or cut short: .*7"),
     "flat": ("x.nii", patched(srow_z=[0, 0, 0, 1]), "must span a space"),
     "affine with NaN": ("x.nii", patched(srow_z=[0, np.nan, 0, 1]), "must be finite"),
-    "quaternion beyond one": ("x.nii", patched(sform_code=0, qform_code=1, quatern_b=2), "damaged or cut"),
+    "quaternion beyond one": (
+        "x.nii",
+        patched(sform_code=0, qform_code=1, quatern_b=2),
+        "squares sum to 4.*; they must",
+    ),
     "header of a pair": ("x.nii", patched(magic=b"ni1"), "must be NIfTI in a single file"),
 }
 
@@ -391,15 +421,13 @@ def test_only_value_errors_for_mutated_files(tmp_path: Path) -> None:
     path = tmp_path / "x.nii"
     original = {suffix: saved(tmp_path / f"o{suffix}").read_bytes() for suffix in (".nii", ".nii.gz")}
     refusals: list[str] = []
-    logger, level = nibabel.imageglobals.logger, nibabel.imageglobals.logger.level
-    logger.setLevel(100)
     for i in range(600):
         content = bytearray(original[".nii.gz" if i % 3 == 0 else ".nii"])
         for _ in range(rng.choice((1, 1, 2, 8))):
             content[rng.randrange(len(content))] = rng.choice((0, 1, 127, 128, 255, rng.randrange(256)))
         path.write_bytes(content[: rng.randrange(len(content))] if rng.random() < 0.1 else content)
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".*x.nii has (neither an|an) sform", UserWarning)
+            warnings.filterwarnings("ignore", ".*x.nii has ", UserWarning)
             try:
                 volume = volumes.read_volume(path)
             except ValueError as problem:
@@ -411,7 +439,6 @@ def test_only_value_errors_for_mutated_files(tmp_path: Path) -> None:
         assert np.isfinite(volume.affine).all()
         volumes.to_orientation(volume.data, volume.affine, "LPI")
         volumes.save_mask(tmp_path / "y.nii", np.zeros(volume.data.shape, np.uint8), volume, LABELS)
-    logger.setLevel(level)
     assert 0 < len(refusals) < 600
     assert all(message.startswith(f"{path} ") for message in refusals)
 
@@ -437,6 +464,175 @@ def test_warns_when_sform_and_qform_disagree(tmp_path: Path) -> None:
 def test_warns_when_the_qform_is_none(tmp_path: Path) -> None:
     path = saved(tmp_path / "x.nii", sform_code=1, qform_code=1, quatern_b=2)
     with pytest.warns(UserWarning, match="up to inf mm apart"):
+        volumes.read_volume(path)
+
+
+SIZES = [0, -3, np.nan, np.inf, -np.inf, 1e30, 1e-30]
+
+
+def sized(path: Path, size: float, **fields: Any) -> Path:
+    """A scan whose third voxel size is as given, in a header that nobody mends."""
+    saved(path, pixdim=[1, 1, 1, 1, 1, 1, 1, 1], **fields)
+    content = bytearray(path.read_bytes())
+    content[88:92] = np.float32(size).tobytes()
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize("codes", [(0, 1), (0, 0)], ids=["qform", "neither"])
+@pytest.mark.parametrize("size", SIZES)
+def test_refuses_voxel_sizes_on_which_the_geometry_rests(
+    tmp_path: Path, size: float, codes: tuple[int, int], caplog: pytest.LogCaptureFixture
+) -> None:
+    path = sized(tmp_path / "x.nii", size, sform_code=codes[0], qform_code=codes[1])
+    for read in (volumes.read_volume, volumes.read_outline):
+        with pytest.raises(
+            ValueError, match=rf"x\.nii has voxels of 1 x 1 x {size:g} by its header \(pixdim\), and".replace("+", ".")
+        ):
+            read(path)
+    assert not caplog.records  # of nibabel, in words of its own and without the file's name
+    with pytest.raises(ValueError, match=r"x\.nii has (voxels of 1 x 1 x|the affine .* finite)"):
+        volumes.read_volume(nibabel.load(path))
+
+
+@pytest.mark.parametrize("codes", [(1, 0), (1, 1)], ids=["sform", "both"])
+@pytest.mark.parametrize("size", SIZES)
+def test_warns_of_voxel_sizes_that_the_sform_knows_better(
+    tmp_path: Path, size: float, codes: tuple[int, int], caplog: pytest.LogCaptureFixture
+) -> None:
+    path = sized(tmp_path / "x.nii", size, sform_code=codes[0], qform_code=codes[1])
+    with pytest.warns(
+        UserWarning, match=rf"x\.nii has voxels of 1 x 1 x {size:g} by its header .* sform".replace("+", ".")
+    ) as caught:
+        volume = volumes.read_volume(path)
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+    assert not caplog.records
+    np.testing.assert_allclose(volume.affine, OBLIQUE, rtol=1e-6)
+    volumes.save_mask(tmp_path / "mask.nii", np.zeros((3, 4, 5), np.uint8), volume, LABELS)
+    np.testing.assert_allclose(raw_header(tmp_path / "mask.nii")["pixdim"][1:4], [1, 1, volume.voxel_size[2]], 1e-6)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".* has an sform and a qform")  # it is sheared, which a qform cannot say
+        np.testing.assert_array_equal(volumes.read_volume(tmp_path / "mask.nii").affine, volume.affine)
+    if np.isfinite(size):
+        with pytest.warns(UserWarning, match="which cannot be right"):
+            volumes.read_volume(nibabel.load(path))
+
+
+@pytest.mark.parametrize(
+    ("affine", "reason"),
+    [
+        (np.diag([1, 1, 1e30, 1]), "has voxels of 1 x 1 x 1e.30 mm; no image has such"),
+        (np.diag([1, 1e-30, 1, 1]), "has voxels of 1 x 1e-30 x 1 mm; no image has such"),
+        (np.diag([2e4, 1, 1, 1]), "no image has such"),
+        (nibabel.affines.from_matvec(np.eye(3), [0, 1e30, 0]), "no image lies so far away"),
+        (nibabel.affines.from_matvec(np.eye(3), [0, np.nan, 0]), "must be finite"),
+        (np.diag([1.0, 1, 0, 1]), "must span a space"),
+    ],
+)
+def test_affines_that_cannot_be_right(tmp_path: Path, affine: NDArray[np.float64], reason: str) -> None:
+    data = indices().astype(np.float32)
+    with pytest.raises(ValueError, match=f"the image .*{reason}"):
+        pynca.segment(data, affine=affine)
+    with pytest.raises(ValueError, match=f"the image .*{reason}"):
+        volumes.read_volume(nibabel.Spm99AnalyzeImage(data, affine))
+    if np.abs(affine[:3, :3]).max() > 1e38:
+        return
+    rows = {f"srow_{name}": affine[n] for n, name in enumerate("xyz")}
+    path = saved(tmp_path / "x.nii", sform_code=1, **rows)
+    with pytest.raises(ValueError, match=rf"x\.nii .*{reason}"):
+        volumes.read_volume(path)
+
+
+# --- units of length --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("codes", [(1, 0), (1, 1), (0, 1), (0, 0)], ids=["sform", "both", "qform", "neither"])
+@pytest.mark.parametrize(("code", "unit"), [(0, 1.0), (1, 1e3), (2, 1.0), (3, 1e-3), (11, 1e-3), (9, 1e3)])
+@pytest.mark.filterwarnings("ignore:.* has neither an sform:UserWarning")
+def test_lengths_are_in_mm_whatever_the_units(tmp_path: Path, codes: tuple[int, int], code: int, unit: float) -> None:
+    """Sizes, offsets and volumes; what is written has the header's own numbers, to the bit."""
+    affine = np.diag([-1.5, 2, 2.5, 1])
+    affine[:3, 3] = 10, -20, 30
+    stored = nibabel.Nifti1Image(
+        indices().astype(np.int16), nibabel.affines.from_matvec(affine[:3, :3] / unit, affine[:3, 3] / unit)
+    )
+    stored.set_qform(stored.affine, 1)
+    nibabel.save(stored, tmp_path / "x.nii")
+    patch(tmp_path / "x.nii", sform_code=codes[0], qform_code=codes[1], xyzt_units=code)
+    for source in (tmp_path / "x.nii", nibabel.load(tmp_path / "x.nii")):
+        volume = volumes.read_volume(source)
+        assert volume.voxel_size == pytest.approx((1.5, 2, 2.5))
+        assert volume.voxel_volume == pytest.approx(7.5)
+        if codes != (0, 0):
+            np.testing.assert_allclose(volume.affine, affine, rtol=1e-6)
+        volumes.save_mask(tmp_path / "mask.nii", np.zeros((3, 4, 5), np.uint8), volume, LABELS)
+        before, after = raw_header(tmp_path / "x.nii"), raw_header(tmp_path / "mask.nii")
+        assert all(before[field].tobytes() == after[field].tobytes() for field in GEOMETRY)
+    np.testing.assert_array_equal(volumes.read_outline(tmp_path / "x.nii").affine, volume.affine)
+
+
+def test_an_unknown_unit_is_said(tmp_path: Path) -> None:
+    path = saved(tmp_path / "x.nii", xyzt_units=5)
+    with pytest.warns(UserWarning, match=r"x\.nii has a unit of length that NIfTI does not know \(code 5\); mm are"):
+        assert volumes.read_volume(path).voxel_volume == pytest.approx(abs(np.linalg.det(OBLIQUE[:3, :3])))
+
+
+def test_a_label_in_other_units_lies_with_its_image(tmp_path: Path) -> None:
+    image = volumes.read_volume(nibabel.Nifti1Image(indices().astype(np.int16), np.diag([0.001, 0.001, 0.002, 1])))
+    header = nibabel.Nifti1Header()
+    header.set_xyzt_units("micron")
+    label = nibabel.Nifti1Image(indices().astype(np.int16), np.diag([1, 1, 2, 1]), header)
+    assert volumes.read_volume(label).lies_with(image)
+    label.affine[0, 3] = 3
+    moved = nibabel.Nifti1Image(indices().astype(np.int16), label.affine, header)
+    assert not volumes.read_volume(moved).lies_with(image)
+
+
+# --- an sform or a qform of no use ------------------------------------------------------------------------
+
+
+def with_qform(path: Path, **fields: Any) -> Path:
+    turned = nibabel.affines.from_matvec(nibabel.eulerangles.euler2mat(0.3, 0.2, 0.1) * [1, 2, 3], (9, 8, 7))
+    img = nibabel.Nifti1Image(indices().astype(np.int16), turned)
+    img.set_qform(turned, 1)
+    nibabel.save(img, path)
+    patch(path, **fields)
+    return path
+
+
+@pytest.mark.parametrize("rows", [np.zeros(4), np.full(4, np.nan), np.ones(4), np.full(4, 1e30)])
+def test_an_sform_that_cannot_be_right_gives_way_to_the_qform(tmp_path: Path, rows: NDArray[np.float64]) -> None:
+    bad = {"srow_x": rows, "srow_y": rows, "srow_z": rows}
+    expected = volumes.read_volume(with_qform(tmp_path / "x.nii", sform_code=0))
+    path = with_qform(tmp_path / "x.nii", **bad)
+    with pytest.warns(UserWarning, match=r"x\.nii has an sform that cannot be right .*; its qform is used") as caught:
+        volume = volumes.read_volume(path)
+    assert len(caught) == 1
+    np.testing.assert_array_equal(volume.affine, expected.affine)
+    for fields in ({"qform_code": 0}, {"quatern_b": 2}, {"pixdim": [1, 1, 0, 1, 1, 1, 1, 1]}):
+        with pytest.raises(ValueError, match=r"has (the affine|voxels of)"):
+            volumes.read_volume(with_qform(tmp_path / "x.nii", **bad, **fields))
+
+
+@pytest.mark.parametrize("excess", [1e-7, 1e-6, 1e-4, 4e-3])
+def test_a_quaternion_slightly_above_one_counts_as_one(tmp_path: Path, excess: float) -> None:
+    quaternion = np.array([0.6, 0, 0.8])
+    expected = nibabel.affines.from_matvec(nibabel.quaternions.quat2mat([0, *quaternion]) * [1, 2, 3], (9, 8, 7))
+    long = dict(zip(("quatern_b", "quatern_c", "quatern_d"), quaternion * (1 + excess), strict=True))
+    path = with_qform(tmp_path / "x.nii", sform_code=0, **long)
+    volume = volumes.read_volume(path)
+    np.testing.assert_allclose(volume.affine, expected, atol=1e-3)
+    volumes.save_mask(tmp_path / "mask.nii", np.zeros((3, 4, 5), np.uint8), volume, LABELS)
+    assert all(
+        raw_header(path)[field].tobytes() == raw_header(tmp_path / "mask.nii")[field].tobytes() for field in GEOMETRY
+    )
+
+
+@pytest.mark.parametrize("value", [1.2, 1e38, np.nan, -np.inf])
+def test_another_quaternion_is_refused_in_words(tmp_path: Path, value: float) -> None:
+    path = with_qform(tmp_path / "x.nii", sform_code=0, quatern_c=value)
+    with pytest.raises(ValueError, match=r"x\.nii has a qform with the quaternion .*; they must sum to 1 at most"):
         volumes.read_volume(path)
 
 

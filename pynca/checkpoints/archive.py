@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..files import open_input
 from ..rule import bare_names
 
 _MAX_FILE = 256 << 20  # bytes; an NCA takes less than one megabyte, and the file is held in memory
@@ -139,7 +140,7 @@ class _Refusal(Exception):
 
 
 def _file_bytes(path: str) -> bytes:
-    with open(path, "rb") as file:
+    with open_input(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > _MAX_FILE:
             raise _Refusal(f"the file has {size} bytes; checkpoints may have up to {_MAX_FILE}")

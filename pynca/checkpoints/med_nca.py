@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from .. import jsontext
 from ..errors import brief, shortened
+from ..files import check_regular
 from ..model import Card, Level, Model
 from ..preprocessing import Preparation
 from ..rule import Perception, Rule, whole_number
@@ -300,6 +301,7 @@ def _model_files(place: Path) -> list[Path]:
 
 def _read_config(path: Path) -> Mapping[str, object]:
     """Read ``config.dt``: a JSON object, or a list of them of which the first is complete."""
+    check_regular(path)
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} does not exist; give the folder that holds config.dt and models, or the .pth files"

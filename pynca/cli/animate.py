@@ -6,7 +6,19 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .common import DONE, ENVIRONMENT, EXIT_CODES, FORCE, MODEL, THREADS, WrongUse, check_model, show, whole
+from .common import (
+    DONE,
+    ENVIRONMENT,
+    EXIT_CODES,
+    FORCE,
+    MODEL,
+    THREADS,
+    WrongUse,
+    check_inputs,
+    check_model,
+    show,
+    whole,
+)
 
 if TYPE_CHECKING:
     from .common import Commands
@@ -60,6 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise WrongUse(f"{arguments.output} must end in .gif")
     if not arguments.input.exists():
         raise WrongUse(f"{arguments.input} does not exist; IN is an image")
+    check_inputs(arguments.input)
     check_model(arguments.model)
     try:
         threads = thread_count(arguments.threads)

@@ -110,8 +110,22 @@ def check_model(model: Path) -> None:
     """Refuse a model that is neither bundled nor a file."""
     from .. import zoo
 
-    if zoo.find(str(model)) is None and not model.exists():
+    if zoo.find(str(model)) is not None:
+        return
+    if not model.exists():
         raise WrongUse(f"{model} does not exist; {zoo.others(str(model))}")
+    check_inputs(model)
+
+
+def check_inputs(*paths: Path) -> None:
+    """Refuse what is a pipe or a device, before work starts."""
+    from ..files import check_regular
+
+    for path in paths:
+        try:
+            check_regular(path)
+        except ValueError as error:
+            raise WrongUse(str(error)) from None
 
 
 # --- what is said -------------------------------------------------------------------------------------

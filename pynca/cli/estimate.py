@@ -16,6 +16,7 @@ from .common import (
     THREADS,
     WrongUse,
     amount,
+    check_inputs,
     check_model,
     fail,
     print_warning,
@@ -117,6 +118,7 @@ def _sources(source: Path, bids_suffix: str) -> list[Path]:
     from ..layouts import find_jobs
     from ..volumes import is_input
 
+    check_inputs(source)
     if source.exists() and (not source.is_dir() or is_input(source)):
         return [source]
     nowhere = {"mask": source.absolute().with_name("masks of pynca")}  # jobs must have a place for their results

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .common import DONE, EXIT_CODES, WrongUse, show, whole
+from .common import DONE, EXIT_CODES, WrongUse, check_inputs, show, whole
 
 if TYPE_CHECKING:
     from .common import Commands
@@ -66,6 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
     missing = [p for p in arguments.source if not p.exists()]
     if missing:
         raise WrongUse(f"{missing[0]} does not exist; SOURCE is a checkpoint's folder, or its .pth files")
+    check_inputs(*arguments.source)
     steps = arguments.steps
     model = import_checkpoint(
         arguments.source[0] if len(arguments.source) == 1 else arguments.source,

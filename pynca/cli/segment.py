@@ -91,7 +91,7 @@ def add(commands: Commands) -> None:
         type=amount,
         metavar="SIZE",
         help="stay below this much memory, such as 512M or 1.5G, with the same result; a case that cannot is refused "
-        "(default: no limit)",
+        "(default: what the machine has left)",
     )
     images = command.add_argument_group("input")
     images.add_argument(

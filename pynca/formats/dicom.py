@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from ..memory import check_room
 from ..orientation import checked_affine
 from .base import Affine, Refused, Volume, about, native, optional, parsing
 
@@ -61,6 +62,7 @@ def read(path: Path) -> Volume:
     """Read the series in a folder, or the one that a file belongs to."""
     with _quiet():
         slices, affine, doubts = _series(path)
+        check_room(str(path), 2 * _outline(slices, affine, path).data.nbytes)
         with about(path):
             data = _pixels(slices)
     for doubt in doubts:
@@ -72,6 +74,10 @@ def outline(path: Path) -> Volume:
     """Read the headers alone: a volume of zeros that take no memory."""
     with _quiet():
         slices, affine, _ = _series(path)
+    return _outline(slices, affine, path)
+
+
+def _outline(slices: Sequence[_Slice], affine: Affine, path: Path) -> Volume:
     shape = (slices[0].columns, slices[0].rows, len(slices))
     return _volume(np.broadcast_to(np.zeros((), _dtype(slices)), shape), affine, slices, path)
 

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from ..files import atomic_path
+from ..files import atomic_path, open_input
 from . import tiff
 from .base import Refused, Volume, about, colour_of, optional, parsing
 
@@ -101,7 +101,7 @@ def _read(path: Path, *, label: bool) -> Volume:
 def _opened(path: Path, *, label: bool) -> Iterator[_Picture]:
     """Open a picture, whose content says what it is; what fails while it is open is said of it."""
     _pillow()  # also where a TIFF could do without, so that what is missing does not depend on the file
-    with open(path, "rb") as file, about(path), parsing():
+    with open_input(path) as file, about(path), parsing():
         head = file.read(8)
         if head == _PNG:
             yield _png(file, label=label)
