@@ -16,7 +16,7 @@ def main(model: str, image: str, label: str, out: str) -> None:
     volume = read_volume(image)
     way = Orientation.between(volume.affine, "RAS")
     outlines = {BLUE: way.apply(read_volume(label).data > 0), ORANGE: way.apply(pynca.segment(image, model) > 0)}
-    write_png(out, draw_slices(way.apply(volume.data), outlines))
+    write_png(out, draw_slices(way.apply(volume.data), outlines), overwrite=True)
 
 
 if __name__ == "__main__":

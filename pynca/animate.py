@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -11,14 +12,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .files import atomic_path
+from .files import atomic_path, check_writable
 from .formats.base import optional
 from .model import Model, load_model
 from .orientation import DISPLAY, Orientation
 from .preview import BLUE, ORANGE, View, fitting, grey, original, outline, resized
 from .quality import sigmoid
 from .rule import FloatArray, UInt8Array, fire_mask, whole_number
+from .seal import BLANK
 from .segmentation import Segmentation, predict
+from .volumes import files_of
 from .zoo import DEFAULT
 
 if TYPE_CHECKING:
@@ -96,6 +99,7 @@ def write_animation(
     delay: int = 120,
     threads: int | None = None,
     strict: bool = False,
+    overwrite: bool = False,
 ) -> int:
     """Write an animated GIF of the automaton segmenting one slice.
 
@@ -106,7 +110,7 @@ def write_animation(
     Parameters
     ----------
     path : str or path-like
-        Ends in ``.gif``. A file of that name is replaced.
+        Ends in ``.gif``.
     image, model, seed, threads, strict
         As for `predict`.
     slice_index : int, optional
@@ -116,6 +120,8 @@ def write_animation(
         Side of a voxel in pixels, 1 to 64. Default: as large as 360 pixels have room for.
     delay : int
         Milliseconds a step, 20 to 10000. Default 120.
+    overwrite : bool
+        Replace a file that pynca did not write, or that was changed since. Default False.
 
     Returns
     -------
@@ -128,6 +134,8 @@ def write_animation(
         As `predict`; or the name has another ending, or an option is out of range.
     ImportError
         Pillow is not installed.
+    FileExistsError
+        There is such a file, and ``overwrite`` is not given.
     OSError
         The image cannot be read, or the file not be written.
     """
@@ -136,6 +144,9 @@ def write_animation(
     zoom = None if zoom is None else whole_number(zoom, "zoom", *ZOOMS)
     delay = whole_number(delay, "delay", *DELAYS)
     pillow = optional("PIL.Image", "image", "an animation")
+    inputs = [Path(model)] if isinstance(model, (str, os.PathLike)) else []
+    inputs += files_of(image) if isinstance(image, (str, os.PathLike)) else []
+    check_writable(path, overwrite=overwrite, inputs=inputs)
     if isinstance(model, (str, os.PathLike)):
         model = load_model(model)
     result = predict(image, model, seed=seed, threads=threads, strict=strict)
@@ -160,7 +171,7 @@ def write_animation(
         logits = way.upright(model.preparation.restore(step.logits[None], slices.shape[1:])[0])
         colour = int(step.level == len(model.levels) - 1)
         frames.append(np.concatenate([_frame(greys, logits, limit, colour), _bar(model, size[1], done)]))
-    with atomic_path(path) as beside:
+    with atomic_path(path, overwrite=overwrite, inputs=inputs) as beside:
         _write(pillow, beside, frames, delay)
     return last - k if way.turned else k
 
@@ -248,4 +259,7 @@ def _write(pillow: Any, path: Path, frames: Sequence[UInt8Array], delay: int) ->
         images.append(pillow.frombytes("P", frame.shape[::-1], frame.tobytes()))
         images[-1].putpalette(palette)
     durations = [delay] * (len(frames) - 1) + [_PAUSE]
-    images[0].save(path, "GIF", save_all=True, append_images=images[1:], duration=durations, loop=0, optimize=False)
+    how = {"duration": durations, "loop": 0, "optimize": False, "comment": BLANK}
+    content = io.BytesIO()  # Pillow hides what a disk says
+    images[0].save(content, "GIF", save_all=True, append_images=images[1:], **how)
+    path.write_bytes(content.getbuffer())

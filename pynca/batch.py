@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -11,19 +12,20 @@ from pathlib import Path
 from typing import Literal
 
 from . import _core
-from .errors import sentence
+from .errors import printable, sentence
 from .files import make_folder, remove_leftovers
 from .layouts import Job
 from .manifest import FILE, Entry, Manifest, ModelFile, digest
 from .model import Model
 from .progress import Progress
 from .quality import judge
+from .seal import is_sealed
 from .segmentation import Segmentation, check_memory, predict
 from .statistics import label_statistics, rounded
 from .volumes import check_output, read_volume
 
 # How each kind of result is written. The mask comes last: where there is one, there is the rest
-_WRITERS: Mapping[str, Callable[[Segmentation, Path], None]] = {
+_WRITERS: Mapping[str, Callable[..., None]] = {
     "probability": Segmentation.save_probability,
     "uncertainty": Segmentation.save_uncertainty,
     "preview": Segmentation.save_preview,
@@ -65,6 +67,7 @@ def run_case(
     memory: int | None = None,
     progress: bool = False,
     strict: bool = False,
+    overwrite: bool = False,
 ) -> Entry:
     """Segment one case and write its results; whatever is wrong with it ends up in the entry.
 
@@ -77,11 +80,13 @@ def run_case(
         Names the results; the entry is not added to it.
     threads, memory, progress, strict
         As of `pynca.predict`.
+    overwrite : bool
+        Replace what pynca did not write, or what was changed since; never an input. Default False.
 
     Returns
     -------
     Entry
-        Done or failed. A case of a folder that failed leaves no result, not even an older one.
+        Done or failed. A case of a folder that failed leaves no result, not even an older one of pynca's.
     """
     start = time.perf_counter()
     sha256 = None
@@ -110,14 +115,14 @@ def run_case(
             for kind, write in _WRITERS.items():
                 if kind in job.outputs:
                     make_folder(job.outputs[kind].parent)
-                    write(result, job.outputs[kind])
+                    write(result, job.outputs[kind], overwrite=overwrite)
             entry = Entry(
                 job.name,
                 sha256,
                 "done",
                 outputs={kind: manifest.relative(path) for kind, path in job.outputs.items()},
-                mask_sha256=digest(job.outputs["mask"]),
-                preview_sha256=digest(job.outputs["preview"]) if "preview" in job.outputs else None,
+                mask_sha256=_digest_of(job, "mask"),
+                preview_sha256=_digest_of(job, "preview"),
                 quality=quality,
                 reasons=reasons,
                 nqm=rounded(result.nqm),
@@ -125,8 +130,10 @@ def run_case(
             )
         except Exception as error:  # whatever one file brings about, the others can still be done
             if manifest.folder is not None:
-                _remove(job)
-            entry = Entry(job.name, sha256, "failed", sentence(error, job.source))
+                _remove(job, all_of_them=overwrite)
+            text = sentence(error)
+            written = any(printable(str(path)) in text for path in job.outputs.values())
+            entry = Entry(job.name, sha256, "failed", sentence(error, None if written else job.source))
     # Other warnings are a library's, about its own affairs: of a computation, of a function that will go
     said = [sentence(str(doubt.message)) for doubt in doubts if issubclass(doubt.category, UserWarning)]
     return replace(entry, warnings=said, seconds=round(time.perf_counter() - start, 3))
@@ -146,7 +153,7 @@ def open_manifest(
     Parameters
     ----------
     folder : path or None
-        The folder of results; None for a single file, which is replaced like any file.
+        The folder of results; None for a single file.
     jobs : sequence of Job
     model, options
     overwrite : bool
@@ -255,6 +262,11 @@ def _is_there(entry: Entry, manifest: Manifest) -> bool:
     return all((manifest.folder / path).exists() for path in entry.outputs.values())
 
 
+def _digest_of(job: Job, kind: str) -> str | None:
+    """Return the digest of a result; None where there is none, or it went into a pipe."""
+    return digest(job.outputs[kind]) if kind in job.outputs and job.outputs[kind].is_file() else None
+
+
 def _digest(path: Path) -> str | None:
     try:
         return digest(path)
@@ -262,7 +274,8 @@ def _digest(path: Path) -> str | None:
         return None
 
 
-def _remove(job: Job) -> None:
-    for path in job.outputs.values():
+def _remove(job: Job, *, all_of_them: bool) -> None:
+    for path in map(Path, map(os.path.realpath, job.outputs.values())):
         with contextlib.suppress(OSError):
-            path.unlink()
+            if path.is_file() and (all_of_them or is_sealed(path)):
+                path.unlink()

@@ -18,7 +18,7 @@ import numpy as np
 from . import jsontext
 from .errors import brief, quoted
 from .files import open_input
-from .volumes import INPUTS, is_input, is_volume_path, split_name
+from .volumes import INPUTS, files_of, is_input, is_volume_path, split_name
 
 T = TypeVar("T")
 
@@ -105,6 +105,11 @@ def find_cases(images: str | os.PathLike[str], labels: str | os.PathLike[str], g
     group = _grouping(group_by)
     cases = [Case(label.name, image, label, group(label)) for image, label in pairs]
     return Dataset(sorted(cases, key=lambda case: (split_name(case.name)[0].lower(), case.name)))
+
+
+def files_of_cases(cases: Sequence[Case]) -> list[Path]:
+    """List the files that cases are read from."""
+    return [file for case in cases for path in (case.image, case.label) for file in files_of(path)]
 
 
 def only(cases: Sequence[Case], names: str | os.PathLike[str]) -> list[Case]:

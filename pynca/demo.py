@@ -40,8 +40,19 @@ class Demo:
     seconds: float
 
 
-def run_demo(folder: str | os.PathLike[str], *, threads: int | None = None) -> Demo:
-    """Make a phantom, segment it with the bundled hippocampus model, and write all of it to a folder."""
+def files(folder: Path) -> tuple[Path, Path, Path]:
+    """Return where phantom, mask and preview are in a folder."""
+    return folder / "phantom.nii.gz", folder / "mask.nii.gz", folder / "preview.png"
+
+
+def run_demo(folder: str | os.PathLike[str], *, threads: int | None = None, overwrite: bool = False) -> Demo:
+    """Make a phantom, segment it with the bundled hippocampus model, and write all of it to a folder.
+
+    Raises
+    ------
+    FileExistsError
+        There is a file of that name that pynca did not write, and ``overwrite`` is not given.
+    """
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
     image, truth = hippocampus_phantom()
@@ -50,8 +61,8 @@ def run_demo(folder: str | os.PathLike[str], *, threads: int | None = None) -> D
     result = predict(image, model, affine=np.eye(4), threads=threads)
     seconds = time.perf_counter() - began
     mask = result.mask > 0
-    paths = place / "phantom.nii.gz", place / "mask.nii.gz", place / "preview.png"
-    save_map(paths[0], image, Volume(image, np.eye(4), None, "the phantom"))
-    result.save(paths[1])
-    write_png(paths[2], draw_slices(image, {BLUE: truth, ORANGE: mask}))
+    paths = files(place)
+    save_map(paths[0], image, Volume(image, np.eye(4), None, "the phantom"), overwrite=overwrite)
+    result.save(paths[1], overwrite=overwrite)
+    write_png(paths[2], draw_slices(image, {BLUE: truth, ORANGE: mask}), overwrite=overwrite)
     return Demo(*paths, volume_ml=int(mask.sum()) / 1000, dice=hard_dice(mask, truth), seconds=seconds)

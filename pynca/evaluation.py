@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from .errors import printable
-from .files import atomic_path
 from .metrics import bootstrap_interval, hard_dice, hd95, soft_dice, volume_error
 from .model import Model
 from .segmentation import predict, sized
+from .tables import write_table
 from .volumes import Volume, read_label, read_volume
 
 COLUMNS = {
@@ -253,18 +250,27 @@ def group_table(scores: Sequence[Score], pattern: str) -> str:
     return "\n".join(lines)
 
 
-def write_csv(path: str | os.PathLike[str], scores: Sequence[Score]) -> None:
-    """Write one row a case, whole or not at all."""
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([f.name for f in fields(Score)])
-    for score in scores:
-        writer.writerow([_cell(value) for value in asdict(score).values()])
-    with atomic_path(path) as beside:
-        beside.write_text(text.getvalue(), encoding="utf-8")
+def write_csv(
+    path: str | os.PathLike[str],
+    scores: Sequence[Score],
+    *,
+    overwrite: bool = False,
+    inputs: Iterable[str | os.PathLike[str]] = (),
+) -> None:
+    """Write one row a case, whole or not at all.
 
+    Parameters
+    ----------
+    path : str or path-like
+    scores : sequence of Score
+    overwrite, inputs
+        As of `pynca.files.check_writable`.
 
-def _cell(value: str | float) -> str:
-    if isinstance(value, float):
-        return "" if math.isnan(value) else f"{value:.6f}"
-    return str(value)
+    Raises
+    ------
+    OSError, ValueError
+        As `pynca.tables.write_table`.
+    """
+    columns = [f.name for f in fields(Score)]
+    rows = [list(asdict(score).values()) for score in scores]
+    write_table(path, columns, rows, overwrite=overwrite, inputs=inputs, digits=6)

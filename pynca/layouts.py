@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from .files import atomic_path, check_regular
-from .volumes import check_output, inputs_in, is_input, output_name, split_name
+from .files import atomic_path, check_regular, remove_leftovers
+from .volumes import check_output, files_of, inputs_in, is_input, output_name, split_name
 
 _CHANNEL = re.compile(r"_(\d{4})$")
 _NNUNET = ("imagesTr", "imagesTs", "imagesVal")
@@ -119,6 +119,7 @@ def describe_derivative(folder: Path, title: str, labels: Mapping[int, str]) -> 
         f"desc-{_alphanumeric(title)}_dseg.tsv": f"index\tname\n{rows}",
     }
     folder.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder / name for name in files)
     for name, text in files.items():
         if not (folder / name).exists():
             with atomic_path(folder / name) as beside:
@@ -282,7 +283,7 @@ def _is_file_name(path: Path) -> bool:
 
 def _check(jobs: list[Job]) -> None:
     """Refuse what would overwrite an input, or be written twice."""
-    inputs = {os.path.realpath(job.source) for job in jobs}
+    inputs = {os.path.realpath(file) for job in jobs for file in (job.source, *files_of(job.source))}
     files: set[str] = set()
     sources: dict[tuple[str, str], Path] = {}
     for job in jobs:

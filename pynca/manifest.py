@@ -200,7 +200,7 @@ class Manifest:
         if self.folder is None:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        with atomic_path(self.folder / FILE) as beside:
+        with atomic_path(self.folder / FILE, overwrite=True, seal=False) as beside:
             beside.write_text(self._text(), encoding="utf-8")
         self._saved = time.monotonic()
 

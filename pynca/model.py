@@ -296,18 +296,22 @@ class Model:
         state[..., :k] = SHRINK[self.preparation.shrink](padded, level.scale) if level.scale > 1 else padded
         return state
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Write the model to a ``.safetensors`` file, whole or not at all; the same model gives the same bytes.
 
         Parameters
         ----------
         path : str or path-like
-            Ends in ``.safetensors``. A file of that name is replaced.
+            Ends in ``.safetensors``.
+        overwrite : bool
+            Replace a file that pynca did not write, or that was changed since. Default False.
 
         Raises
         ------
         ValueError
             The name does not end in ``.safetensors``.
+        FileExistsError
+            There is such a file, and ``overwrite`` is not given.
         OSError
             The file cannot be written.
         """
@@ -319,7 +323,7 @@ class Model:
             for n, level in enumerate(self.levels)
             for name, w in level.rule.weights.items()
         }
-        tensorfile.write(path, tensors, _metadata(self))
+        tensorfile.write(path, tensors, _metadata(self), overwrite=overwrite)
 
 
 def load_model(path: str | os.PathLike[str]) -> Model:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from .files import atomic_path
 from .orientation import AXIS_OF, acquired_axis, codes_of
 from .rule import UInt8Array
+from .seal import PNG_CHUNK, filled
 
 if TYPE_CHECKING:
     from .segmentation import Segmentation
@@ -113,7 +114,9 @@ def draw_preview(volume: Volume, mask: ArrayLike) -> UInt8Array:
     return _drawn(data, {ORANGE: found}, View.of(volume), _COUNT, None)
 
 
-def write_preview(path: str | os.PathLike[str], volume: Volume, segmentation: Segmentation) -> None:
+def write_preview(
+    path: str | os.PathLike[str], volume: Volume, segmentation: Segmentation, *, overwrite: bool = False
+) -> None:
     """Write a picture of a segmentation as PNG, whole or not at all; the same content gives the same bytes.
 
     Five slices with the outline of the mask, spread over those where it is, as they were acquired: across the axis
@@ -123,15 +126,19 @@ def write_preview(path: str | os.PathLike[str], volume: Volume, segmentation: Se
     Parameters
     ----------
     path : str or path-like
-        Ends in ``.png``. A file of that name is replaced.
+        Ends in ``.png``.
     volume : Volume
-        What was segmented.
+        What was segmented. A file that it was read from is never replaced.
     segmentation : Segmentation
+    overwrite : bool
+        Replace a file that pynca did not write, or that was changed since. Default False.
 
     Raises
     ------
     ValueError
-        The name has another ending, or the mask another shape than the volume.
+        The name has another ending, or the mask another shape than the volume; or ``path`` is a file of ``volume``.
+    FileExistsError
+        There is such a file, and ``overwrite`` is not given.
     OSError
         The file cannot be written.
     """
@@ -140,7 +147,10 @@ def write_preview(path: str | os.PathLike[str], volume: Volume, segmentation: Se
     mask = segmentation.mask
     if mask.shape != volume.data.shape:
         raise ValueError(f"the mask has shape {mask.shape}; {volume.name} has {volume.data.shape}")
-    write_png(path, draw_preview(volume, mask))
+    from .volumes import files_of
+
+    inputs = files_of(volume.name) if Path(path).exists() else ()
+    write_png(path, draw_preview(volume, mask), overwrite=overwrite, inputs=inputs)
 
 
 def original(segmentation: Segmentation) -> Volume:
@@ -202,12 +212,22 @@ def png(picture: UInt8Array) -> bytes:
     header = struct.pack(">IIBBBBB", width, height, 8, 3 if few else 2, 0, 0, 0)
     lines = np.pad(rows, ((0, 0), (1, 0))).tobytes()  # each line begins with 0: it is stored as it is
     image = _chunk(b"IDAT", zlib.compress(lines, 9))
-    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + palette + image + _chunk(b"IEND", b"")
+    before = _chunk(b"IHDR", header) + palette + _chunk(*PNG_CHUNK)
+    return filled(b"\x89PNG\r\n\x1a\n" + before + image + _chunk(b"IEND", b""))
 
 
-def write_png(path: str | os.PathLike[str], picture: UInt8Array) -> None:
-    """Write (rows, columns, 3) uint8 as a PNG file, whole or not at all."""
-    with atomic_path(path) as beside:
+def write_png(
+    path: str | os.PathLike[str],
+    picture: UInt8Array,
+    *,
+    overwrite: bool = False,
+    inputs: Iterable[str | os.PathLike[str]] = (),
+) -> None:
+    """Write (rows, columns, 3) uint8 as a PNG file, whole or not at all.
+
+    `pynca.files.check_writable` says what ``overwrite`` and ``inputs`` mean, and what is raised.
+    """
+    with atomic_path(path, overwrite=overwrite, inputs=inputs) as beside:
         beside.write_bytes(png(picture))
 
 

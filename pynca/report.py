@@ -18,13 +18,15 @@ from urllib.parse import quote
 
 from .curve import svg
 from .errors import printable, sentence
-from .files import atomic_path
+from .files import atomic_path, check_writable
 from .jsontext import content
 from .manifest import FILE, read_manifest
 from .preview import draw_preview, png
+from .seal import TEXT
 from .statistics import Cycle, LabelStatistics, cycles
 from .volumes import read_label, read_volume
 
+PAGE = "report.html"  # what it is called in its folder
 _LARGEST_PREVIEW = 8 * 2**20  # bytes
 
 # What a case can be, in the order in which they need attention, and what the page calls it
@@ -42,6 +44,7 @@ def write_report(
     path: str | os.PathLike[str] | None = None,
     *,
     inputs: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
 ) -> Path:
     """Write a page about a folder that `pynca segment` filled: every case with its picture, volume and quality.
 
@@ -56,6 +59,8 @@ def write_report(
         The page to write. Default: ``report.html`` in the folder.
     inputs : str or path-like, optional
         The folder of the inputs. With it, the page links to them, and cases without a preview are drawn.
+    overwrite : bool
+        Replace a file that pynca did not write, or that was changed since. Default False.
 
     Returns
     -------
@@ -65,16 +70,20 @@ def write_report(
     Raises
     ------
     ValueError
-        The manifest is damaged or of another kind.
+        The manifest is damaged or of another kind, or the page would replace what it shows.
+    FileExistsError
+        There is a file that pynca did not write, and ``overwrite`` is not given.
     OSError
         There is no manifest, or the page cannot be written.
     """
     folder = Path(folder)
-    page = folder / "report.html" if path is None else Path(path)
+    page = folder / PAGE if path is None else Path(path)
     manifest = _read(folder / FILE)
     place = _Place(folder, page.parent, None if inputs is None else Path(inputs), manifest["options"].get("volume"))
+    shown = [folder / FILE, *place.files(manifest)]
+    check_writable(page, overwrite=overwrite, inputs=shown)
     text = _page(manifest, place)
-    with atomic_path(page) as beside:
+    with atomic_path(page, overwrite=overwrite, inputs=shown) as beside:
         beside.write_text(text, encoding="utf-8", newline="\n")
     return page
 
@@ -110,6 +119,12 @@ class _Place:
 
     def input(self, case: Mapping[str, Any]) -> Path | None:
         return None if self.inputs is None else _within(self.inputs, case["input"])
+
+    def files(self, manifest: Mapping[str, Any]) -> Iterator[Path]:
+        """Yield what the manifest names: what the page shows and links to."""
+        for case in manifest["cases"]:
+            named = (*(self.result(case, kind) for kind in case["outputs"]), self.input(case))
+            yield from (path for path in named if path is not None)
 
     def link(self, path: Path) -> str | None:
         """Return the address of a file as seen from the page; it never names a host or a scheme."""
@@ -147,6 +162,7 @@ def _page(manifest: Mapping[str, Any], place: _Place) -> str:
 <html lang="en">
 <head>
 <meta charset="utf-8">
+<meta name="generator" content="{TEXT}">
 <meta http-equiv="Content-Security-Policy" content="{policy}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="referrer" content="no-referrer">

@@ -106,7 +106,7 @@ class Segmentation:
             for n in range(count)
         ]
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Write the mask in the format that the name's ending says, with the geometry of the input.
 
         Parameters
@@ -114,23 +114,28 @@ class Segmentation:
         path : str or path-like
             ``.nii``, ``.nii.gz``; ``.dcm`` (DICOM SEG) for a DICOM series; ``.png`` for one slice; ``.tif``; ``.npy``.
             `pynca.volumes.save_mask` says what each holds.
+        overwrite : bool
+            Replace a file that pynca did not write, or that was changed since; never the input. Default False.
 
         Raises
         ------
         ValueError
-            The input was an array without geometry, or lacks what the format needs; or the name has another ending.
+            The input was an array without geometry, or lacks what the format needs; or the name has another ending, or
+            is the input's.
+        FileExistsError
+            There is such a file, and ``overwrite`` is not given.
         OSError
             The file cannot be written.
         ImportError
             The library that writes the format is not installed.
         """
-        save_mask(path, self.mask, self._geometry(), self.labels)
+        save_mask(path, self.mask, self._geometry(), self.labels, overwrite=overwrite)
 
-    def save_probability(self, path: str | os.PathLike[str]) -> None:
+    def save_probability(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Write the probability as float32, like `save`, but not as DICOM; a ``.png`` holds 0 to 1 in 16 bits."""
-        save_map(path, self.probability, self._geometry())
+        save_map(path, self.probability, self._geometry(), overwrite=overwrite)
 
-    def save_uncertainty(self, path: str | os.PathLike[str]) -> None:
+    def save_uncertainty(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Write the uncertainty, like `save_probability`.
 
         Raises
@@ -140,21 +145,23 @@ class Segmentation:
         """
         if self.uncertainty is None:
             raise ValueError("one run has no uncertainty; give samples= of 2 or more to predict")
-        save_map(path, self.uncertainty, self._geometry())
+        save_map(path, self.uncertainty, self._geometry(), overwrite=overwrite)
 
-    def save_preview(self, path: str | os.PathLike[str]) -> None:
+    def save_preview(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Write slices with the outline of the mask as PNG; `pynca.preview.write_preview` describes them.
 
         Raises
         ------
         ValueError
             The name has another ending, or the segmentation was made without an image.
+        FileExistsError
+            As `save`.
         OSError
             The file cannot be written.
         """
         from .preview import original, write_preview
 
-        write_preview(path, original(self), self)
+        write_preview(path, original(self), self, overwrite=overwrite)
 
     def view(self) -> Any:
         """Return a viewer of image and mask for a notebook, an ``ipyniivue.NiiVue``; the extra ``notebook`` has it.

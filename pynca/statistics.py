@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import os
 import re
@@ -14,8 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from .files import atomic_path
 from .preprocessing import sum_inside
+from .tables import write_table
 
 if TYPE_CHECKING:
     from .segmentation import Segmentation
@@ -175,7 +173,13 @@ _VENTRICLE = re.compile(
 _WALL = re.compile(r"\b(myo\w*|epi\w*|\w*wall|muscle|mass|\w*cardi(um|al)|septum|scar|fat)\b")
 
 
-def write_statistics(path: str | os.PathLike[str], cases: Iterable[tuple[str, Sequence[LabelStatistics]]]) -> None:
+def write_statistics(
+    path: str | os.PathLike[str],
+    cases: Iterable[tuple[str, Sequence[LabelStatistics]]],
+    *,
+    overwrite: bool = False,
+    inputs: Iterable[str | os.PathLike[str]] = (),
+) -> None:
     """Write one row a case and label as CSV, whole or not at all; the same statistics give the same bytes.
 
     A film has a row a frame and label. If there is one among the cases, a column ``frame`` behind ``input`` counts
@@ -188,24 +192,26 @@ def write_statistics(path: str | os.PathLike[str], cases: Iterable[tuple[str, Se
     cases : iterable of (str, sequence of LabelStatistics)
         The name of each case, and its labels. A bounding box takes six columns, ``i_first`` to ``k_last``;
         a picture's third axis is left empty, as is everything that is None.
+    overwrite, inputs
+        As of `pynca.files.check_writable`.
+
+    Raises
+    ------
+    OSError, ValueError
+        As `pynca.tables.write_table`, which says what becomes of names.
     """
     cases = list(cases)
     films = any(label.frame is not None for _, labels in cases for label in labels)
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([_COLUMNS[0], *["frame"][:films], *_COLUMNS[1:]])
+    rows = []
     for name, labels in cases:
         for label in labels:
             ends = [end for axis in label.bounding_box or () for end in axis]
             box = [*ends, *[None] * len(_BOX)][: len(_BOX)]
             case = [name, label.frame] if films else [name]
             volume = [label.voxels, label.volume_ml]
-            writer.writerow([*case, label.value, label.name, *volume, *box, label.mean_probability, label.nqm])
-    with (
-        atomic_path(path) as beside,
-        open(beside, "w", encoding="utf-8", errors="backslashreplace", newline="") as file,
-    ):
-        file.write(text.getvalue())  # names of files can hold bytes that are no text
+            rows.append([*case, label.value, label.name, *volume, *box, label.mean_probability, label.nqm])
+    columns = (_COLUMNS[0], *["frame"][:films], *_COLUMNS[1:])
+    write_table(path, columns, rows, overwrite=overwrite, inputs=inputs)
 
 
 _BOX = ("i_first", "i_last", "j_first", "j_last", "k_first", "k_last")

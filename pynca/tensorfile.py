@@ -21,11 +21,13 @@ from . import jsontext
 from .errors import quoted
 from .files import atomic_path, open_input
 from .memory import check_room
+from .seal import TEXT, is_seal
 
 MAX_HEADER = 4 * 2**20
 MAX_AXES = 32  # of every NumPy; 2.0 and later allow 64
 
 _METADATA = "__metadata__"
+_SEAL = "seal"  # the key of the metadata under which a file has its seal
 _FIELDS = ("dtype", "shape", "data_offsets")
 
 
@@ -48,6 +50,7 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, NDArray[np.float32]], 
     tensors : dict of str to array
         float32, C-contiguous, writable, in the order in which the file holds them.
     metadata : dict of str to str
+        Without the seal of the file.
 
     Raises
     ------
@@ -61,6 +64,8 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, NDArray[np.float32]], 
             size = os.fstat(stream.fileno()).st_size
             header = _parse(_header_bytes(stream, size))
             metadata = _checked_metadata(header.pop(_METADATA, {}))
+            if is_seal(metadata.get(_SEAL, "")):
+                del metadata[_SEAL]
             entries = sorted((_entry(*item) for item in header.items()), key=lambda e: (e.begin, e.end))
             _check_layout(entries, size - stream.tell())
             check_room("it", 2 * size)
@@ -70,7 +75,11 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, NDArray[np.float32]], 
 
 
 def write(
-    path: str | os.PathLike[str], tensors: Mapping[str, NDArray[np.float32]], metadata: Mapping[str, str]
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, NDArray[np.float32]],
+    metadata: Mapping[str, str],
+    *,
+    overwrite: bool = False,
 ) -> None:
     """Write a file of tensors; the same tensors and metadata always give the same bytes.
 
@@ -82,19 +91,23 @@ def write(
     tensors : mapping of str to array
         float32, finite.
     metadata : mapping of str to str
+        Under ``"seal"`` the file has its seal (`pynca.seal`), before all else.
+    overwrite : bool
+        Replace a file that pynca did not write, or that was changed since. Default False.
 
     Raises
     ------
     ValueError
         A tensor is not finite float32, a name or the metadata are not text, or they are too long.
+    FileExistsError
+        There is such a file, and ``overwrite`` is not given.
     OSError
         The file cannot be written.
     """
     names = sorted(_checked_text(name, "the name of a tensor") for name in tensors)
     arrays = {name: _checked_array(name, tensors[name]) for name in names}
-    header: dict[str, Any] = {}
-    if metadata:
-        header[_METADATA] = dict(sorted(_checked_metadata(dict(metadata)).items()))
+    header: dict[str, Any] = {_METADATA: {_SEAL: TEXT}}
+    header[_METADATA] |= {k: v for k, v in sorted(_checked_metadata(dict(metadata)).items()) if k != _SEAL}
     position = 0
     for name, array in arrays.items():
         offsets = [position, position + array.nbytes]
@@ -104,7 +117,7 @@ def write(
     text += b" " * (-len(text) % 8)
     if len(text) > MAX_HEADER:
         raise ValueError(f"names and metadata take {len(text)} bytes; they may take {MAX_HEADER}")
-    with atomic_path(path) as temporary, open(temporary, "wb") as stream:
+    with atomic_path(path, overwrite=overwrite) as temporary, open(temporary, "wb") as stream:
         stream.write(len(text).to_bytes(8, "little"))
         stream.write(text)
         for array in arrays.values():

@@ -5,7 +5,8 @@ from __future__ import annotations
 import operator
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,12 +14,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .files import check_regular
+from .files import atomic_path, check_regular
 from .formats import dicom, dicom_seg, nifti, npy, picture
 from .formats.base import Affine, Volume, about
 from .memory import check_room
 from .orientation import Orientation, codes_of, displayed, to_orientation
 from .preprocessing import check_finite, pieces
+from .seal import is_marked
 
 if TYPE_CHECKING:
     from nibabel.spatialimages import SpatialImage
@@ -28,6 +30,7 @@ __all__ = [
     "Orientation",
     "Volume",
     "check_output",
+    "files_of",
     "inputs_in",
     "is_input",
     "is_volume_path",
@@ -95,6 +98,20 @@ def inputs_in(folder: str | os.PathLike[str]) -> list[Path]:
     folder = Path(folder)
     images = [path for path in folder.iterdir() if not path.name.startswith(".") and is_input(path)]
     return sorted({folder if dicom.is_dicom(path) else path for path in images})
+
+
+def files_of(source: str | os.PathLike[str]) -> list[Path]:
+    """List the files that an image is read from: one, or those beside and in which a DICOM series is.
+
+    A DICOM file that pynca wrote is no part of a series.
+    """
+    path = Path(source)
+    try:
+        if path.is_dir() or dicom.is_dicom(path):
+            return [file for file in dicom.files_in(path if path.is_dir() else path.parent) if not is_marked(file)]
+        return [path] if path.is_file() else []
+    except (OSError, ValueError):  # whoever reads it next will say so
+        return []
 
 
 def read_volume(
@@ -342,7 +359,14 @@ def output_name(source: str | os.PathLike[str]) -> str:
     return f"{path.stem if _ends(path, dicom.SUFFIXES) else path.name}.nii.gz"
 
 
-def save_mask(path: str | os.PathLike[str], mask: ArrayLike, like: Volume, labels: Mapping[int, str]) -> None:
+def save_mask(
+    path: str | os.PathLike[str],
+    mask: ArrayLike,
+    like: Volume,
+    labels: Mapping[int, str],
+    *,
+    overwrite: bool = False,
+) -> None:
     """Write a mask, with the geometry of the image it was made from.
 
     Parameters
@@ -355,13 +379,18 @@ def save_mask(path: str | os.PathLike[str], mask: ArrayLike, like: Volume, label
     mask : array
         Of the image's shape; every value is 0 or a key of ``labels``.
     like : Volume
+        A file that it was read from is never replaced.
     labels : mapping of int to str
         Keys from 1 to 255.
+    overwrite : bool
+        Replace a file that pynca did not write, or that was changed since. Default False.
 
     Raises
     ------
     ValueError
-        As `check_output`; or the mask has another shape or other values.
+        As `check_output`; or the mask has another shape or other values; or ``path`` is a file of ``like``.
+    FileExistsError
+        There is such a file, and ``overwrite`` is not given.
     OSError
         The file cannot be written.
     ImportError
@@ -377,17 +406,19 @@ def save_mask(path: str | os.PathLike[str], mask: ArrayLike, like: Volume, label
         wrong = np.setdiff1d(plane, allowed)
         if wrong.size:
             raise ValueError(f"mask holds the value {wrong[0]}; every value must be one of {allowed}")
-    if _ends(path, nifti.SUFFIXES):
-        nifti.write(path, values, np.dtype("u1"), like, labels)
-    elif _ends(path, npy.SUFFIXES):
-        npy.write(path, values, np.dtype("u1"))
-    elif _ends(path, dicom_seg.SUFFIXES):
-        dicom_seg.write(path, values.astype(np.uint8, copy=False), like, labels)
-    else:
-        picture.write_mask(path, _pages(values.astype(np.uint8, copy=False), like))
+    with _written(path, like, overwrite) as beside:
+        if _ends(path, nifti.SUFFIXES):
+            nifti.write(beside, values, np.dtype("u1"), like, labels)
+        elif _ends(path, npy.SUFFIXES):
+            npy.write(beside, values, np.dtype("u1"))
+        elif _ends(path, dicom_seg.SUFFIXES):
+            with about(f"{path} cannot be written: {like.name}"):
+                dicom_seg.write(beside, values.astype(np.uint8, copy=False), like, labels)
+        else:
+            picture.write_mask(beside, _pages(values.astype(np.uint8, copy=False), like))
 
 
-def save_map(path: str | os.PathLike[str], array: ArrayLike, like: Volume) -> None:
+def save_map(path: str | os.PathLike[str], array: ArrayLike, like: Volume, *, overwrite: bool = False) -> None:
     """Write probabilities or uncertainties as float32, with the geometry of their image.
 
     Parameters
@@ -397,23 +428,34 @@ def save_map(path: str | os.PathLike[str], array: ArrayLike, like: Volume) -> No
     array : array
         Real, of the image's shape.
     like : Volume
+    overwrite : bool
+        As of `save_mask`.
 
     Raises
     ------
     ValueError
-        As `check_output`; or the array has another shape, or values that a PNG cannot hold.
+        As `save_mask`; or the array has values that a PNG cannot hold.
     OSError, ImportError
         As `save_mask`.
     """
     path = Path(path)
     check_output(path, like, of_map=True)
     values = _fitting(array, like, "map", "biuf")
-    if _ends(path, nifti.SUFFIXES):
-        nifti.write(path, values, np.dtype("<f4"), like, None)
-    elif _ends(path, npy.SUFFIXES):
-        npy.write(path, values, np.dtype("<f4"))
-    else:
-        picture.write_map(path, _pages(values.astype(np.float32, copy=False), like))
+    with _written(path, like, overwrite) as beside:
+        if _ends(path, nifti.SUFFIXES):
+            nifti.write(beside, values, np.dtype("<f4"), like, None)
+        elif _ends(path, npy.SUFFIXES):
+            npy.write(beside, values, np.dtype("<f4"))
+        else:
+            picture.write_map(beside, _pages(values.astype(np.float32, copy=False), like))
+
+
+@contextmanager
+def _written(path: Path, like: Volume, overwrite: bool) -> Iterator[Path]:
+    """Yield what to write in place of a path; what a format refuses is said of that."""
+    inputs = files_of(like.name) if path.exists() else ()
+    with atomic_path(path, overwrite=overwrite, inputs=inputs) as beside, about(path):
+        yield beside
 
 
 def _fitting(array: ArrayLike, like: Volume, what: str, kinds: str) -> NDArray[Any]:

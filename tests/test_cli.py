@@ -174,10 +174,18 @@ def test_an_existing_folder_takes_the_mask_of_a_file(folder: Path, pynca_command
     assert files(folder / "masks") == {"scan.nii.gz"}
 
 
-def test_an_old_mask_is_replaced(folder: Path, pynca_command: Any) -> None:
+def test_an_old_mask_is_replaced_if_it_is_pyncas(folder: Path, pynca_command: Any) -> None:
     (folder / "mask.nii").write_bytes(b"old")
-    assert pynca_command("segment", "scan.nii.gz", "mask.nii", "-m", "model.safetensors").code == 0
-    assert nibabel.load(folder / "mask.nii").shape == (9, 11, 5)
+    result = pynca_command("segment", "scan.nii.gz", "mask.nii", "-m", "model.safetensors")
+    assert (result.code, result.out) == (2, "")
+    assert result.err == (
+        "pynca: mask.nii is there already and was not written by pynca, or was changed since; choose another name, or "
+        "give --overwrite\n"
+    )
+    assert (folder / "mask.nii").read_bytes() == b"old"
+    for arguments in (["--overwrite"], [], ["--seed", "1"]):
+        assert pynca_command("segment", "scan.nii.gz", "mask.nii", "-m", "model.safetensors", *arguments).code == 0
+        assert nibabel.load(folder / "mask.nii").shape == (9, 11, 5)
 
 
 def test_save_probability(folder: Path, pynca_command: Any) -> None:
@@ -616,7 +624,7 @@ def test_interrupted_while_writing(folder: Path, pynca_command: Any, monkeypatch
 
     monkeypatch.setattr(os, "replace", interrupt)
     before = files(folder)
-    result = pynca_command("segment", "scan.nii.gz", "mask.nii", "-m", "model.safetensors")
+    result = pynca_command("segment", "scan.nii.gz", "mask.nii", "-m", "model.safetensors", "--overwrite")
     assert (result.code, result.err) == (130, "pynca: interrupted\n")
     assert files(folder) == before
     assert (folder / "mask.nii").read_bytes() == b"old"

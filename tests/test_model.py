@@ -371,9 +371,11 @@ def test_saving_replaces_a_file_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
     path.write_bytes(b"old")
     with pytest.raises(ValueError, match="must not hold half a surrogate pair"):
-        replace(full_model(), card=pynca.Card(name="\udc80")).save(path)
+        replace(full_model(), card=pynca.Card(name="\udc80")).save(path, overwrite=True)
+    with pytest.raises(FileExistsError, match="not written by pynca"):
+        full_model().save(path)
     assert path.read_bytes() == b"old"
-    full_model().save(path)
+    full_model().save(path, overwrite=True)
     assert_same_model(pynca.load_model(path), full_model())
     assert list(tmp_path.iterdir()) == [path]
 

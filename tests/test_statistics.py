@@ -83,12 +83,17 @@ def test_a_table_of_volumes_and_pictures(tmp_path: Path) -> None:
     picture = label_statistics(segmentation(mask[1]))
     nothing = label_statistics(segmentation(mask * 0, affine=AFFINES["diagonal"]))
     write_statistics(tmp_path / "s.csv", [("a,b.nii", volume), ("c.png", picture), ("d.nii", nothing), ("e.nii", [])])
-    assert (tmp_path / "s.csv").read_text() == (
-        "input,label,name,voxels,volume_ml,i_first,i_last,j_first,j_last,k_first,k_last,mean_probability,nqm\n"
-        '"a,b.nii",3,spleen,6,0.018,1,2,2,2,3,5,0.75,0.25\n'
-        "c.png,3,spleen,3,,2,2,3,5,,,0.75,\n"
-        "d.nii,3,spleen,0,0.0,,,,,,,,\n"
+    head, *rows = (tmp_path / "s.csv").read_text().splitlines()
+    columns, _, seal = head.rpartition(",")
+    assert columns == (
+        "input,label,name,voxels,volume_ml,i_first,i_last,j_first,j_last,k_first,k_last,mean_probability,nqm"
     )
+    assert seal.startswith("pynca:sha256:")
+    assert rows == [
+        '"a,b.nii",3,spleen,6,0.018,1,2,2,2,3,5,0.75,0.25,',
+        "c.png,3,spleen,3,,2,2,3,5,,,0.75,,",
+        "d.nii,3,spleen,0,0.0,,,,,,,,,",
+    ]
     with open(tmp_path / "s.csv", newline="") as file:
         assert [row["input"] for row in csv.DictReader(file)] == ["a,b.nii", "c.png", "d.nii"]
 
@@ -102,7 +107,7 @@ def test_a_table_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
         raise OSError("the disk is full")
 
     with pytest.raises(OSError, match="full"):
-        write_statistics(tmp_path / "s.csv", cut())
+        write_statistics(tmp_path / "s.csv", cut(), overwrite=True)
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"s.csv": "old"}
     with pytest.raises(FileNotFoundError, match="there is no folder"):
         write_statistics(tmp_path / "no" / "s.csv", [])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -89,10 +90,22 @@ def test_any_order_in_memory_gives_the_same_bytes(tmp_path: Path) -> None:
 
 def test_bytes_are_fixed(tmp_path: Path) -> None:
     tensorfile.write(tmp_path / "x", {"w": np.array([1, -2], np.float32)}, {"é": "1"})
-    header = '{"__metadata__":{"é":"1"},"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'.encode()
+    seal = "pynca:sha256:" + "0" * 64
+    metadata, tensor = f'{{"seal":"{seal}","é":"1"}}', '{"dtype":"F32","shape":[2],"data_offsets":[0,8]}'
+    header = f'{{"__metadata__":{metadata},"w":{tensor}}}'.encode()
     header += b" " * (-len(header) % 8)
-    data = bytes.fromhex("0000803f000000c0")
-    assert (tmp_path / "x").read_bytes() == len(header).to_bytes(8, "little") + header + data
+    content = len(header).to_bytes(8, "little") + header + bytes.fromhex("0000803f000000c0")
+    digest = hashlib.sha256(content).hexdigest()
+    assert (tmp_path / "x").read_bytes() == content.replace(b"0" * 64, digest.encode())
+
+
+def test_the_seal_is_not_part_of_what_is_read(tmp_path: Path) -> None:
+    """So that what is saved again does not carry that of another file."""
+    tensorfile.write(tmp_path / "x", weights(), {"card": "{}", "seal": "of wax"})
+    read, metadata = tensorfile.read(tmp_path / "x")
+    assert metadata == {"card": "{}"}
+    tensorfile.write(tmp_path / "y", read, metadata)
+    assert (tmp_path / "x").read_bytes() == (tmp_path / "y").read_bytes()
 
 
 def test_reads_what_safetensors_writes(tmp_path: Path) -> None:
@@ -109,7 +122,9 @@ def test_safetensors_reads_what_we_write(tmp_path: Path) -> None:
     safetensors = pytest.importorskip("safetensors")
     tensorfile.write(tmp_path / "x", weights(), {"card": "{}", "é": "\x00"})
     with safetensors.safe_open(tmp_path / "x", "numpy") as file:
-        assert file.metadata() == {"card": "{}", "é": "\x00"}
+        metadata = file.metadata()
+        assert metadata.pop("seal").startswith("pynca:sha256:")
+        assert metadata == {"card": "{}", "é": "\x00"}
         assert set(file.keys()) == weights().keys()
         for name, array in weights().items():
             np.testing.assert_array_equal(file.get_tensor(name), array, strict=True)
@@ -302,7 +317,7 @@ def test_failed_write_leaves_the_old_file_alone(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(OSError, match="No space left"):
-        tensorfile.write(path, weights(), {})
+        tensorfile.write(path, weights(), {}, overwrite=True)
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from pynca import Model, Preparation
 from pynca.errors import NotFinite
+from pynca.files import check_writable, naming
 
 from .ahead import Batches
 from .optimizers import clip, moved_average
@@ -40,6 +41,7 @@ def fit_slices(
     folder: str | os.PathLike[str] | None = None,
     resume: bool = False,
     judges: str = "",
+    overwrite: bool = False,
     report: Callable[[dict[str, float]], None] = lambda entry: None,
     tick: Callable[[State, Recipe], None] = lambda state, recipe: None,
     threads: int | None = None,
@@ -64,6 +66,8 @@ def fit_slices(
         recipe, other slices or other ``judges`` is refused. Default False.
     judges : str
         What ``score`` depends on, such as a hash of the cases that validate.
+    overwrite : bool
+        Begin anew where the state is not pynca's, or was changed since. Default False.
     report : callable, optional
         Called at every evaluation with batch, loss, score, rate, attempt, seconds and failed: whether the run goes
         on from its best weights, at half the rate, because its loss exploded (its score is then not a number) or its
@@ -85,11 +89,16 @@ def fit_slices(
         There is nothing to go on from: no folder, or a state that is damaged or belongs to another training.
     RuntimeError
         The run failed again and again, at ever lower rates.
+    FileExistsError
+        ``folder`` holds a state that pynca did not write.
     """
     recipe.check_size(preparation.size)
     path = None if folder is None else Path(folder)
     if resume and path is None:
         raise ValueError("resume needs the folder of the training to go on with")
+    others = path is not None and not resume and (overwrite or (path / STATE).exists())  # a training to replace
+    if path is not None and not resume:
+        check_writable(path / STATE, overwrite=overwrite, parents=True)
     data = "" if path is None else _fingerprint(slices, preparation, judges)
     state = load_state(path / STATE, recipe, data) if resume and path is not None else State.start(recipe)
     began = time.monotonic() - state.seconds
@@ -114,6 +123,9 @@ def fit_slices(
                 if failed:
                     _start_again(state, recipe)
                 if path is not None:
+                    if others:
+                        (path / LOG).unlink(missing_ok=True)
+                        others = False
                     _write(path, state, recipe, data, entry)
                 report(entry)
     return model_of(state.best if recipe.keep == "best" else state.average, recipe, preparation, **options)
@@ -201,7 +213,7 @@ def _start_again(state: State, recipe: Recipe) -> None:
 def _write(folder: Path, state: State, recipe: Recipe, data: str, entry: dict[str, float]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_state(folder / STATE, state, recipe, data)
-    with open(folder / LOG, "a+b") as log:
+    with naming(folder / LOG), open(folder / LOG, "a+b") as log:
         # a process that was killed may have left half a line, which must not take this one with it
         log.seek(max(log.tell() - 1, 0))
         start = b"" if log.read(1) in (b"", b"\n") else b"\n"

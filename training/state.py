@@ -73,7 +73,7 @@ def write_state(path: Path, state: State, recipe: Recipe, data: str) -> None:
     }
     scalars = {name: getattr(state, name) for name in _SCALARS} | {"adam_steps": [o.step for o in state.optimizers]}
     metadata = {"scalars": json.dumps(json_numbers(scalars)), "recipe": json.dumps(asdict(recipe)), "data": data}
-    tensorfile.write(path, tensors, metadata)
+    tensorfile.write(path, tensors, metadata, overwrite=True)
 
 
 def json_numbers(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,9 @@ from pynca import Card, Model, Preparation, _core
 from pynca.cases import Case, Dataset, digest, evenly, find_cases
 from pynca.config import thread_count
 from pynca.evaluation import patient_dice, score_file
+from pynca.files import atomic_path
 from pynca.inputs import learn_expected
+from pynca.seal import TEXT
 from pynca.volumes import read_volume
 
 from .ahead import Batches
@@ -67,6 +69,7 @@ def fit(
     epochs: float | None = None,
     minutes: float | None = None,
     resume: bool = False,
+    overwrite: bool = False,
     threads: int | None = None,
     report: Callable[[dict[str, float]], None] = lambda entry: None,
 ) -> Outcome:
@@ -95,6 +98,8 @@ def fit(
         Length of the training instead of the recipe's number of batches: passes through all slices, or time.
     resume : bool
         Go on from the state in ``folder``, at exactly the point where it was saved. Default False.
+    overwrite : bool
+        Begin anew where the state is not pynca's, or was changed since. Default False.
     threads : int, optional
         The result does not depend on it.
     report : callable, optional
@@ -129,6 +134,7 @@ def fit(
         epochs=epochs,
         minutes=minutes,
         resume=resume,
+        overwrite=overwrite,
         threads=threads,
         report=report,
     )
@@ -147,6 +153,7 @@ def train(
     epochs: float | None = None,
     minutes: float | None = None,
     resume: bool = False,
+    overwrite: bool = False,
     threads: int | None = None,
     report: Callable[[dict[str, float]], None] = lambda entry: None,
     tick: Callable[[State, Recipe], None] = lambda state, recipe: None,
@@ -183,6 +190,7 @@ def train(
         folder=folder,
         resume=resume,
         judges="".join(digest(path) for case in chosen for path in (case.image, case.label)),
+        overwrite=overwrite,
         report=report,
         tick=tick,
         threads=threads,
@@ -252,13 +260,15 @@ def batches_in(
     return max(10, int(minutes * 60 / float(np.median(times))))
 
 
-def draw_curve(log: Path, picture: Path) -> None:
+def draw_curve(log: Path, picture: Path, *, overwrite: bool = False) -> None:
     """Draw loss and score over batches; needs the extra ``pynca[plot]``.
 
     Raises
     ------
     ModuleNotFoundError
         matplotlib is not installed.
+    FileExistsError
+        There is a picture that pynca did not draw, and ``overwrite`` is not given.
     """
     import matplotlib
 
@@ -281,5 +291,8 @@ def draw_curve(log: Path, picture: Path) -> None:
     right.set(xlabel="batch", ylabel="hard Dice", title="Validation")
     for axes in (left, right):
         axes.grid(alpha=0.3)
-    figure.savefig(picture, dpi=120)
-    pyplot.close(figure)
+    try:
+        with atomic_path(picture, overwrite=overwrite) as beside:
+            figure.savefig(beside, dpi=120, metadata={"Software": TEXT})
+    finally:
+        pyplot.close(figure)

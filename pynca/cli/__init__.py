@@ -1,6 +1,6 @@
 """The `pynca` command: parses, calls the package, prints. One file a command.
 
-Exit codes: 0 done, 1 a case failed or was refused, 2 wrong use, 130 interrupted.
+Exit codes: 0 done, 1 a case failed or was refused, 2 wrong use, 130 interrupted, 143 ended by SIGTERM.
 """
 
 from __future__ import annotations
@@ -9,9 +9,12 @@ import argparse
 import contextlib
 import io
 import os
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
+from types import FrameType
 from typing import NoReturn
 
 from ..errors import brief
@@ -57,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             words = sys.argv[1:] if argv is None else argv
             arguments = _parser().parse_args(words or ["--help"])
             speak_of(arguments.options)
-            with _libraries_silenced():
+            with _libraries_silenced(), _ending_in_order():
                 code: int = arguments.run(arguments)
             return code
         finally:
@@ -67,9 +70,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except WrongUse as error:
         return fail(error, WRONG_USE)
     except (ValueError, TypeError, OSError, MemoryError, ImportError) as error:
-        return fail(error, FAILED)
+        from ..files import IsInput, Occupied
+
+        return fail(error, WRONG_USE if isinstance(error, (IsInput, Occupied)) else FAILED)
     except KeyboardInterrupt:
         return fail("interrupted", INTERRUPTED)
+    except _Ended as ended:
+        return fail("ended by a signal", ended.code)
     except Exception as error:
         if os.environ.get("PYNCA_DEBUG"):
             raise
@@ -93,6 +100,36 @@ def _libraries_silenced() -> Iterator[None]:
     finally:
         logging.disable(logging.NOTSET)
         sys.unraisablehook = before
+
+
+class _Ended(BaseException):
+    """A signal that asks the process to end: raised, so that what was begun is cleared away."""
+
+    def __init__(self, number: int) -> None:
+        self.code = 128 + number
+
+
+@contextlib.contextmanager
+def _ending_in_order() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP raise an error where they would end the process at once."""
+    before: dict[signal.Signals, signal.Handlers] = {}
+
+    def end(number: int, frame: FrameType | None) -> NoReturn:
+        for other in before:
+            signal.signal(other, signal.SIG_IGN)  # a second one must not disturb the clearing
+        raise _Ended(number)
+
+    if threading.current_thread() is threading.main_thread():
+        for name in ("SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) is signal.SIG_DFL:  # nohup's stays
+                before[number] = signal.SIG_DFL
+                signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 _EPILOG = f"""

@@ -14,8 +14,10 @@ from .common import (
     MODEL,
     THREADS,
     WrongUse,
+    add_overwrite,
     check_inputs,
     check_model,
+    check_outputs,
     show,
     whole,
 )
@@ -59,6 +61,7 @@ def add(commands: Commands) -> None:
     command.add_argument("--zoom", type=whole, metavar="N", help="pixels a voxel (default: to about 360 pixels)")
     command.add_argument("--delay", type=whole, default=120, metavar="MS", help="milliseconds a step (default 120)")
     command.add_argument("--threads", type=whole, metavar="N", help=THREADS)
+    add_overwrite(command)
     command.set_defaults(run=run)
 
 
@@ -67,13 +70,14 @@ def run(arguments: argparse.Namespace) -> int:
     from .. import animate
     from ..config import thread_count
     from ..rule import whole_number
+    from ..volumes import files_of
 
     if arguments.output.suffix.lower() != ".gif":
         raise WrongUse(f"{arguments.output} must end in .gif")
     if not arguments.input.exists():
         raise WrongUse(f"{arguments.input} does not exist; IN is an image")
     check_inputs(arguments.input)
-    check_model(arguments.model)
+    model_path = check_model(arguments.model)
     try:
         threads = thread_count(arguments.threads)
         whole_number(arguments.seed, "--seed", 0, 2**64 - 1)
@@ -82,6 +86,8 @@ def run(arguments: argparse.Namespace) -> int:
             whole_number(arguments.zoom, "--zoom", *animate.ZOOMS)
     except ValueError as error:
         raise WrongUse(str(error)) from None
+    inputs = [model_path, *files_of(arguments.input)]
+    check_outputs([arguments.output], overwrite=arguments.overwrite, inputs=inputs)
     k = animate.write_animation(
         arguments.output,
         arguments.input,
@@ -92,6 +98,7 @@ def run(arguments: argparse.Namespace) -> int:
         delay=arguments.delay,
         threads=threads,
         strict=not arguments.force,
+        overwrite=arguments.overwrite,
     )
     size = arguments.output.stat().st_size
     show(f"{arguments.output}: slice {k}, {size / 1000:.0f} kB")

@@ -7,7 +7,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import sentence
-from .common import DONE, ENVIRONMENT, EXIT_CODES, THREADS, WrongUse, check_model, plain, show, whole
+from .common import (
+    DONE,
+    ENVIRONMENT,
+    EXIT_CODES,
+    THREADS,
+    WrongUse,
+    add_overwrite,
+    check_model,
+    check_outputs,
+    plain,
+    show,
+    whole,
+)
 
 if TYPE_CHECKING:
     from .common import Commands
@@ -62,6 +74,7 @@ def add(commands: Commands) -> None:
     command.add_argument("--seed", type=whole, default=0, metavar="S", help="seed of automaton and noise (default 0)")
     command.add_argument("--threads", type=whole, metavar="N", help=THREADS)
     command.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
+    add_overwrite(command)
     command.set_defaults(run=run)
 
 
@@ -69,13 +82,13 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the command and return its exit code."""
     from .. import _core
     from ..calibration import calibrate
-    from ..cases import find_cases, only
+    from ..cases import files_of_cases, find_cases, only
     from ..config import thread_count
     from ..model import load_model
     from ..progress import Progress
     from ..rule import whole_number
 
-    check_model(arguments.model)
+    model_path = check_model(arguments.model)
     output = arguments.output or arguments.model
     if output.suffix != ".safetensors":
         raise WrongUse(f"{output}: the name of a model file must end in .safetensors; -o names another")
@@ -88,7 +101,7 @@ def run(arguments: argparse.Namespace) -> int:
             raise ValueError(f"--dice is {arguments.dice:g}; it must be a number between 0 and 1")
         if arguments.others is not None and not 0 <= arguments.others < 1:
             raise ValueError(f"--others is {arguments.others:g}; it must be a share from 0 to below 1")
-        cases = find_cases(arguments.images, arguments.labels).cases
+        cases = everything = find_cases(arguments.images, arguments.labels).cases
         if arguments.leave_out is not None:
             left_out = only(cases, arguments.leave_out)
             kept = [case for case in cases if case not in left_out]
@@ -100,6 +113,9 @@ def run(arguments: argparse.Namespace) -> int:
             cases = kept
     except (ValueError, OSError) as error:
         raise WrongUse(sentence(error)) from None
+    inputs = [*files_of_cases(everything), *([arguments.leave_out] if arguments.leave_out else [])]
+    inputs += [model_path] if arguments.output else []  # without -o it is meant
+    check_outputs([output], overwrite=arguments.overwrite, inputs=inputs)
     model = load_model(arguments.model)
     with Progress(min(arguments.at_most, len(cases)), "calibrating", enabled=not arguments.quiet) as bar:
         model = calibrate(
@@ -113,7 +129,7 @@ def run(arguments: argparse.Namespace) -> int:
             threads=arguments.threads,
             tick=bar.advance,
         )
-    model.save(output)
+    model.save(output, overwrite=arguments.overwrite)
     assert model.quality is not None
     if not arguments.quiet:
         quality = model.quality

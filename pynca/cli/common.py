@@ -8,6 +8,7 @@ import re
 import shutil
 import sys
 import textwrap
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
@@ -16,7 +17,7 @@ from ..errors import did_you_mean, printable, quoted, sentence
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
-DONE, FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
+DONE, FAILED, WRONG_USE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
 MODEL = "a bundled model or a model file (default: hippocampus)"
 FORCE = "segment what the model was not made for all the same; it is warned of"
@@ -27,6 +28,7 @@ exit codes:
   1    a case failed or was refused; one sentence on standard error says why
   2    wrong use: an argument that cannot be right
   130  interrupted
+  143  told to end, by SIGTERM
 """
 
 
@@ -55,6 +57,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"formatter_class": Help, **options})
+        self.register("type", Path, _path)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse, and note which options the command has: errors speak of them, and of no others."""
@@ -77,6 +80,13 @@ class Parser(argparse.ArgumentParser):
         """Say on one line what is wrong, below the usage, and leave."""
         complain(f"{self.format_usage()}{self.prog}: error: {sentence(message)}")
         self.exit(WRONG_USE)
+
+
+def _path(text: str) -> Path:
+    """Read a path; an empty one, as of a variable that is not set, would stand for the working folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("the name is empty; give a file or a folder")
+    return Path(text)
 
 
 class WrongUse(Exception):
@@ -106,15 +116,15 @@ def amount(text: str) -> int:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def check_model(model: Path) -> None:
-    """Refuse a model that is neither bundled nor a file."""
+def check_model(model: Path) -> Path:
+    """Return the file of a model, or refuse one that is neither bundled nor a file."""
     from .. import zoo
 
-    if zoo.find(str(model)) is not None:
-        return
-    if not model.exists():
+    file = zoo.find(str(model)) or model
+    if not file.exists():
         raise WrongUse(f"{model} does not exist; {zoo.others(str(model))}")
-    check_inputs(model)
+    check_inputs(file)
+    return file
 
 
 def check_inputs(*paths: Path) -> None:
@@ -126,6 +136,30 @@ def check_inputs(*paths: Path) -> None:
             check_regular(path)
         except ValueError as error:
             raise WrongUse(str(error)) from None
+
+
+def add_overwrite(command: argparse._ActionsContainer, what: str = "replace a file that pynca did not write") -> None:
+    """Add the option without which nobody's work is replaced."""
+    command.add_argument("--overwrite", action="store_true", help=f"{what}, or that was changed since")
+
+
+def check_outputs(
+    paths: Iterable[Path | None], *, overwrite: bool, inputs: Iterable[Path] = (), parents: bool = False
+) -> None:
+    """Refuse, before the work starts, to write over an input or what pynca did not write; None is no output.
+
+    What a run that was killed has left beside these files is removed.
+    """
+    from ..files import check_all, remove_leftovers
+
+    outputs = [path for path in paths if path is not None]
+    try:
+        check_all(outputs, overwrite=overwrite, inputs=inputs, parents=parents)
+    except (FileNotFoundError, IsADirectoryError):  # nothing is there that could be lost
+        raise
+    except (ValueError, OSError) as error:
+        raise WrongUse(sentence(error)) from None
+    remove_leftovers(outputs)
 
 
 # --- what is said -------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .common import DONE, ENVIRONMENT, EXIT_CODES, THREADS, WrongUse, show, whole
+from .common import DONE, ENVIRONMENT, EXIT_CODES, THREADS, WrongUse, add_overwrite, check_outputs, show, whole
 
 if TYPE_CHECKING:
     from .common import Commands
@@ -40,16 +40,18 @@ def add(commands: Commands) -> None:
         "-o", "--output", type=Path, default=Path("pynca-demo"), metavar="DIR", help="folder (default pynca-demo)"
     )
     command.add_argument("--threads", type=whole, metavar="N", help=THREADS)
+    add_overwrite(command)
     command.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command and return its exit code."""
-    from ..demo import run_demo
+    from ..demo import files, run_demo
 
     if arguments.output.exists() and not arguments.output.is_dir():
         raise WrongUse(f"{arguments.output} is a file; -o takes a folder")
-    demo = run_demo(arguments.output, threads=arguments.threads)
+    check_outputs(files(arguments.output), overwrite=arguments.overwrite, parents=True)
+    demo = run_demo(arguments.output, threads=arguments.threads, overwrite=arguments.overwrite)
     show(f"made a phantom, a T1 crop around a hippocampus: {demo.phantom}")
     show(f"segmented it in {demo.seconds:.2f} s, {demo.volume_ml:.2f} ml: {demo.mask}")
     show(f"drew mask (orange) and the phantom's own outline (blue), Dice {demo.dice:.2f}: {demo.preview}")

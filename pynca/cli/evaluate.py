@@ -8,7 +8,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import sentence
-from .common import DONE, ENVIRONMENT, EXIT_CODES, FAILED, MODEL, THREADS, WrongUse, check_model, fail, show, whole
+from .common import (
+    DONE,
+    ENVIRONMENT,
+    EXIT_CODES,
+    FAILED,
+    MODEL,
+    THREADS,
+    WrongUse,
+    add_overwrite,
+    check_model,
+    check_outputs,
+    fail,
+    show,
+    whole,
+)
 
 if TYPE_CHECKING:
     from .common import Commands
@@ -55,31 +69,37 @@ def add(commands: Commands) -> None:
     command.add_argument("--samples", type=whole, default=1, metavar="N", help="average N runs (default 1)")
     command.add_argument("--seed", type=whole, default=0, metavar="S", help="seed of the automaton (default 0)")
     command.add_argument("--threads", type=whole, metavar="N", help=THREADS)
+    add_overwrite(command)
     command.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command and return its exit code."""
     from .. import _core
-    from ..cases import find_cases, only
+    from ..cases import files_of_cases, find_cases, only
     from ..config import thread_count
     from ..evaluation import group_names, group_table, score_frames, table, write_csv
     from ..model import load_model
     from ..progress import Progress
     from ..rule import whole_number
+    from ..tables import check_table
 
-    check_model(arguments.model)
+    model_path = check_model(arguments.model)
     try:
         whole_number(arguments.samples, "--samples", 1, _core.MAX_SAMPLES)
         whole_number(arguments.seed, "--seed", 0, 2**64 - 1)
         thread_count(arguments.threads)
-        cases = find_cases(arguments.images, arguments.labels).cases
+        cases = everything = find_cases(arguments.images, arguments.labels).cases
         if arguments.cases is not None:
             cases = only(cases, arguments.cases)
         if arguments.by is not None:
             group_names([case.group for case in cases], arguments.by)
+        if arguments.output is not None:
+            check_table(arguments.output)
     except (ValueError, OSError) as error:
         raise WrongUse(sentence(error)) from None
+    inputs = [*files_of_cases(everything), model_path, *([arguments.cases] if arguments.cases else [])]
+    check_outputs([arguments.output], overwrite=arguments.overwrite, inputs=inputs)
     model = load_model(arguments.model)
     scores, raw, failed = [], [], 0
     options = {"seed": arguments.seed, "samples": arguments.samples, "threads": arguments.threads}
@@ -97,11 +117,13 @@ def run(arguments: argparse.Namespace) -> int:
             bar.advance()
     if not scores:
         return fail(f"no case of {len(cases)} could be measured", FAILED)
-    if arguments.output is not None:
-        write_csv(arguments.output, scores)
-    show(*table(scores).split("\n"))
-    if arguments.by is not None:
-        show(*group_table(scores, arguments.by).split("\n"))
-    if raw:
-        show(f"without {' and '.join(model.postprocessing)}, which the model asks for:", *table(raw).split("\n"))
+    try:
+        if arguments.output is not None:
+            write_csv(arguments.output, scores, overwrite=arguments.overwrite, inputs=inputs)
+    finally:  # if the disk is full, the work was not for nothing
+        show(*table(scores).split("\n"))
+        if arguments.by is not None:
+            show(*group_table(scores, arguments.by).split("\n"))
+        if raw:
+            show(f"without {' and '.join(model.postprocessing)}, which the model asks for:", *table(raw).split("\n"))
     return FAILED if failed else DONE

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .common import DONE, EXIT_CODES, WrongUse, check_inputs, show, whole
+from .common import DONE, EXIT_CODES, WrongUse, add_overwrite, check_inputs, check_outputs, show, whole
 
 if TYPE_CHECKING:
     from .common import Commands
@@ -52,6 +52,7 @@ def add(commands: Commands) -> None:
     command.add_argument("--licence", default="", help="licence of the weights, for the model's card")
     command.add_argument("--training-data", default="", help="what they were trained on, for the model's card")
     command.add_argument("--citation", default="", help="how to cite them, for the model's card")
+    add_overwrite(command)
     command.set_defaults(run=run)
 
 
@@ -67,6 +68,8 @@ def run(arguments: argparse.Namespace) -> int:
     if missing:
         raise WrongUse(f"{missing[0]} does not exist; SOURCE is a checkpoint's folder, or its .pth files")
     check_inputs(*arguments.source)
+    sources = [file for path in arguments.source for file in ([path] if path.is_file() else path.rglob("*"))]
+    check_outputs([arguments.output], overwrite=arguments.overwrite, inputs=sources)
     steps = arguments.steps
     model = import_checkpoint(
         arguments.source[0] if len(arguments.source) == 1 else arguments.source,
@@ -86,7 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
         training_data=arguments.training_data,
         citation=arguments.citation,
     )
-    replace(model, card=card).save(arguments.output)
+    replace(model, card=card).save(arguments.output, overwrite=arguments.overwrite)
     size = arguments.output.stat().st_size
     show(f"{arguments.output}: {len(model.levels)} levels, {model.parameters} parameters, {size / 1000:.0f} kB")
     return DONE

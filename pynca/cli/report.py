@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .common import DONE, EXIT_CODES, WrongUse, show
+from .common import DONE, EXIT_CODES, WrongUse, add_overwrite, check_outputs, show
 
 if TYPE_CHECKING:
     from .common import Commands
@@ -41,18 +41,23 @@ def add(commands: Commands) -> None:
     command.add_argument(
         "--inputs", type=Path, metavar="DIR", help="the folder of the inputs, for links and where there are no previews"
     )
+    add_overwrite(command)
     command.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command and return its exit code."""
-    from ..report import write_report
+    from ..manifest import FILE
+    from ..report import PAGE, write_report
 
     for folder in (arguments.folder, arguments.inputs):
         if folder is not None and not folder.is_dir():
             raise WrongUse(f"{folder} is not a folder")
     if arguments.output is not None and arguments.output.suffix.lower() not in (".html", ".htm"):
         raise WrongUse(f"{arguments.output} must end in .html")
-    page = write_report(arguments.folder, arguments.output, inputs=arguments.inputs)
+    output = arguments.output or arguments.folder / PAGE
+    overwrite = arguments.overwrite
+    check_outputs([output], overwrite=overwrite, inputs=[arguments.folder / FILE])
+    page = write_report(arguments.folder, output, inputs=arguments.inputs, overwrite=overwrite)
     show(f"{page}: {page.stat().st_size / 1e6:.1f} MB")
     return DONE

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from contextlib import nullcontext
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,8 +20,10 @@ from .common import (
     MODEL,
     THREADS,
     WrongUse,
+    add_overwrite,
     amount,
     check_model,
+    check_outputs,
     complain,
     fail,
     plain,
@@ -122,7 +126,7 @@ def add(commands: Commands) -> None:
     )
     there = results.add_mutually_exclusive_group()
     there.add_argument("--skip-existing", action="store_true", help="leave inputs alone whose mask exists")
-    there.add_argument("--overwrite", action="store_true", help="begin anew in a folder, and replace what is there")
+    add_overwrite(there, "begin anew in a folder, and replace what pynca did not write")
     results.add_argument("--json", action="store_true", help="print one JSON object a file instead of text")
     results.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
     command.set_defaults(run=run)
@@ -133,12 +137,14 @@ def run(arguments: argparse.Namespace) -> int:
     from .. import _core
     from ..batch import Options, open_manifest, run_case, unfinished
     from ..config import thread_count
+    from ..files import locked
     from ..layouts import describe_derivative, is_bids
     from ..manifest import model_file
     from ..model import load_model
     from ..progress import Progress
     from ..rule import whole_number
     from ..statistics import write_statistics
+    from ..volumes import files_of
 
     try:
         threads = thread_count(arguments.threads)
@@ -148,37 +154,46 @@ def run(arguments: argparse.Namespace) -> int:
         options = Options(seed, samples, arguments.volume, arguments.spacing)
         if arguments.save_uncertainty is not None and samples == 1:
             raise WrongUse("--save-uncertainty needs --samples of 2 or more; a single run has none")
-        check_model(arguments.model)
+        model_path = check_model(arguments.model)
         identity = model_file(arguments.model)
         jobs, folder = _jobs(arguments, identity.name)
     except ValueError as error:
         raise WrongUse(str(error)) from None
     model = load_model(arguments.model)
-    policy = {"overwrite": arguments.overwrite, "skip_existing": arguments.skip_existing}
-    try:
-        manifest = open_manifest(folder, jobs, identity, options, **policy)
-    except ValueError as error:
-        raise WrongUse(str(error)) from None
-    if folder is not None and is_bids(arguments.input):
-        describe_derivative(folder, identity.name, model.labels)
-
+    inputs = [*(file for job in jobs for file in files_of(job.source)), model_path]
+    guard = partial(check_outputs, inputs=inputs, parents=True)
+    guard([arguments.stats], overwrite=arguments.overwrite)
     quiet = arguments.quiet or arguments.json
-    left = unfinished(jobs, manifest, skip_existing=arguments.skip_existing, progress=not quiet)
-    names = {job.name for job in left}
-    alone = len(jobs) == 1 and not quiet  # then the bar counts slices, else files
-    how = {"threads": threads, "memory": arguments.memory, "progress": alone, "strict": not arguments.force}
-    with manifest, Progress(len(left), enabled=not quiet and not alone) as bar:
-        for job in jobs:
-            if job.name in names:
-                bar.advance(0, label=job.name)
-                manifest.add(_said(run_case(job, model, options, manifest, **how)))
-                bar.erase()
-            entry = manifest.cases[job.name]
-            _print_case(job, entry, new=job.name in names, as_json=arguments.json, quiet=quiet)
-            bar.advance(job.name in names)
-    if arguments.stats is not None:
-        arguments.stats.parent.mkdir(parents=True, exist_ok=True)
-        write_statistics(arguments.stats, [(entry.input, entry.labels) for entry in manifest.entries()])
+    with nullcontext() if folder is None else locked(folder, partial(_say_waiting, folder)):
+        try:
+            manifest = open_manifest(
+                folder, jobs, identity, options, overwrite=arguments.overwrite, skip_existing=arguments.skip_existing
+            )
+        except ValueError as error:
+            raise WrongUse(str(error)) from None
+        left = unfinished(jobs, manifest, skip_existing=arguments.skip_existing, progress=not quiet)
+        guard((path for job in jobs for path in job.outputs.values()), overwrite=True)  # what is kept may be anybody's
+        guard((path for job in left for path in job.outputs.values()), overwrite=arguments.overwrite)
+        if folder is not None and is_bids(arguments.input):
+            describe_derivative(folder, identity.name, model.labels)
+
+        names = {job.name for job in left}
+        alone = len(jobs) == 1 and not quiet  # then the bar counts slices, else files
+        how = {"threads": threads, "memory": arguments.memory, "progress": alone, "strict": not arguments.force}
+        with manifest, Progress(len(left), enabled=not quiet and not alone) as bar:
+            for job in jobs:
+                if job.name in names:
+                    bar.advance(0, label=job.name)
+                    entry = run_case(job, model, options, manifest, overwrite=arguments.overwrite, **how)
+                    manifest.add(_said(entry))
+                    bar.erase()
+                entry = manifest.cases[job.name]
+                _print_case(job, entry, new=job.name in names, as_json=arguments.json, quiet=quiet)
+                bar.advance(job.name in names)
+        if arguments.stats is not None:
+            arguments.stats.parent.mkdir(parents=True, exist_ok=True)
+            rows = [(entry.input, entry.labels) for entry in manifest.entries()]
+            write_statistics(arguments.stats, rows, overwrite=arguments.overwrite, inputs=inputs)
     failed = sum(manifest.cases[job.name].status == "failed" for job in jobs)
     if folder is not None and not quiet:
         show(_summary(folder, manifest, kept=len(jobs) - len(left)))
@@ -187,10 +202,15 @@ def run(arguments: argparse.Namespace) -> int:
     return FAILED if failed else DONE
 
 
+def _say_waiting(folder: Path) -> None:
+    complain(f"pynca: another run writes to {folder}; this one waits until that has ended")
+
+
 def _jobs(arguments: argparse.Namespace, title: str) -> tuple[list[Job], Path | None]:
     """Find the inputs and name their outputs, and refuse what cannot be meant."""
     from ..layouts import find_jobs
     from ..manifest import FILE
+    from ..tables import check_table
 
     wanted = {
         "mask": arguments.output,
@@ -209,6 +229,7 @@ def _jobs(arguments: argparse.Namespace, title: str) -> tuple[list[Job], Path | 
             raise WrongUse(f"{stats} would be overwritten; --stats needs a file of its own")
         if stats.is_dir():
             raise WrongUse(f"{stats} is a folder; --stats is the name of a file, such as {stats / 'volumes.csv'}")
+        check_table(stats)
     return jobs, folder
 
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .common import DONE, EXIT_CODES, WrongUse, show
+from .common import DONE, EXIT_CODES, WrongUse, add_overwrite, check_outputs, show
 
 if TYPE_CHECKING:
     from .common import Commands
@@ -36,16 +36,18 @@ def add(commands: Commands) -> None:
         epilog=_EPILOG,
     )
     command.add_argument("folder", metavar="DIR", type=Path, help="folder of its own, which is made if need be")
+    add_overwrite(command)
     command.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command and return its exit code."""
-    from ..plugins.slicer import install
+    from ..plugins.slicer import files, install
 
     if arguments.folder.exists() and not arguments.folder.is_dir():
         raise WrongUse(f"{arguments.folder} is a file; DIR is a folder")
-    program = install(arguments.folder)
+    check_outputs(files(arguments.folder), overwrite=arguments.overwrite, parents=True)
+    program = install(arguments.folder, overwrite=arguments.overwrite)
     show(f"{program}: name {program.parent.resolve()} in Slicer under Edit, Application Settings, Modules, Additional")
     show("module paths, and start Slicer again; the module is then Segmentation, Pynca Segment")
     return DONE

@@ -9,7 +9,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import sentence
-from .common import DONE, ENVIRONMENT, EXIT_CODES, THREADS, WrongUse, amount, complain, show, whole
+from .common import (
+    DONE,
+    ENVIRONMENT,
+    EXIT_CODES,
+    THREADS,
+    WrongUse,
+    add_overwrite,
+    amount,
+    check_outputs,
+    complain,
+    show,
+    whole,
+)
 
 if TYPE_CHECKING:
     from ..training.recipe import Recipe
@@ -237,14 +249,16 @@ def add(commands: Commands) -> None:
     command.add_argument(
         "-o", "--output", type=Path, required=True, metavar="MODEL", help="the model file to write (.safetensors)"
     )
+    add_overwrite(command, "begin another training anew, and replace files that pynca did not write")
     command.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
     command.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command and return its exit code."""
-    from ..cases import find_cases, read_dataset
+    from ..cases import files_of_cases, find_cases, read_dataset
     from ..config import thread_count
+    from ..files import locked
     from ..model import Card
     from ..progress import Progress
     from ..training.dataset import preparation_for, split
@@ -259,8 +273,18 @@ def run(arguments: argparse.Namespace) -> int:
         raise WrongUse(f"{output}: the name of a model file must end in .safetensors")
     if arguments.resume and not (folder / STATE).exists():
         raise WrongUse(f"{folder} holds no training to go on with; leave --resume out to start one")
-    if not arguments.resume and folder.exists():
-        raise WrongUse(f"{folder} holds another training; give --resume to go on with it, or remove it")
+    if folder.exists() and not folder.is_dir():
+        raise WrongUse(f"{folder} is a file; state and log of the training need a folder of that name")
+    curve = folder / "curve.png"
+
+    def check_folder() -> None:
+        there = folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir())
+        if there and not (arguments.resume or arguments.overwrite):
+            raise WrongUse(
+                f"{folder} holds another training; give --resume to go on with it, or --overwrite to begin anew"
+            )
+
+    check_folder()
     try:
         thread_count(arguments.threads)
         if arguments.dataset is not None:
@@ -297,6 +321,15 @@ def run(arguments: argparse.Namespace) -> int:
                 raise ValueError(f"--{name} is {value:g}; it must be a number above 0")
     except (ValueError, OSError) as error:
         raise WrongUse(sentence(error)) from None
+    inputs = files_of_cases(dataset.cases)
+    inputs += [arguments.dataset / "dataset.json"] if arguments.dataset is not None else []
+    inputs += [path for path in [Path(arguments.validation)] if path.is_file()]
+    check_outputs([output], overwrite=arguments.overwrite, inputs=inputs)
+    check_outputs([curve], overwrite=arguments.overwrite, inputs=inputs, parents=True)
+    check_outputs([folder / STATE], overwrite=arguments.overwrite or arguments.resume, inputs=inputs, parents=True)
+
+    def busy() -> None:
+        raise WrongUse(f"another run trains in {folder}; wait for it, or give another -o")
 
     def report(entry: dict[str, float]) -> None:
         if not arguments.quiet:
@@ -311,7 +344,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     if not arguments.quiet and not arguments.resume:
         show(_plan(recipe, preparation.size, preparation.shrink))
-    with Progress(1, "reading", enabled=not arguments.quiet) as bar:
+    with locked(folder, busy), Progress(1, "reading", enabled=not arguments.quiet) as bar:
+        check_folder()  # again: another run may just have ended
         outcome = train(
             dataset,
             cases,
@@ -331,15 +365,16 @@ def run(arguments: argparse.Namespace) -> int:
             epochs=40 if arguments.epochs is None and arguments.minutes is None else arguments.epochs,
             minutes=arguments.minutes,
             resume=arguments.resume,
+            overwrite=arguments.overwrite,
             threads=arguments.threads,
             report=report,
             tick=tick,
         )
-    outcome.model.save(output)
+    outcome.model.save(output, overwrite=arguments.overwrite)
     if not arguments.quiet:
         show(f"{output}: {outcome.model.parameters} parameters; {outcome.model.card.accuracy}")
     try:
-        draw_curve(folder / LOG, folder / "curve.png")
+        draw_curve(folder / LOG, curve, overwrite=arguments.overwrite)
     except ModuleNotFoundError:
         complain("pynca: no learning curve was drawn; it needs `pip install '.[plot]'`")
     return DONE

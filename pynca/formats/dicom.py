@@ -111,7 +111,8 @@ def _has_magic(path: Path) -> bool:
         return False
 
 
-def _files(folder: Path) -> list[Path]:
+def files_in(folder: Path) -> list[Path]:
+    """List the DICOM files directly in a folder, sorted by name."""
     return sorted(path for path in folder.iterdir() if is_dicom(path))
 
 
@@ -123,7 +124,7 @@ def _series(path: Path) -> tuple[list[_Slice], Affine, list[str]]:
         with about(path):
             first = _readable(path)
             uid = _text(first.header, "SeriesInstanceUID")
-        beside = (_header(file) for file in _files(path.parent) if file != path)
+        beside = (_header(file) for file in files_in(path.parent) if file != path)
         series = [first, *(head for head in beside if _belongs(head, uid))]
     with about(path):
         slices = _sorted([_slice(head) for head in series])
@@ -219,7 +220,7 @@ def _readable(path: Path) -> _Head:
 def _only_series(folder: Path) -> list[_Head]:
     """Return the files and headers of the one series of images in a folder."""
     series: dict[str, list[_Head]] = defaultdict(list)
-    files = _files(folder)
+    files = files_in(folder)
     for file in files:
         head = _header(file)
         with about(file):

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from ..files import atomic_path
 from ..rule import UInt8Array
+from ..seal import BLANK
 from .base import Refused, Volume, optional
 
 SUFFIXES = (".dcm",)
@@ -60,7 +60,7 @@ def write(path: Path, mask: UInt8Array, like: Volume, labels: Mapping[int, str])
     """Write a mask (column, row, slice) as a binary segmentation: one segment a label, one frame a slice.
 
     Segments are numbered from 1 in the order of label values, as the standard wants. Nothing in the file depends
-    on when or how often it is written.
+    on when or how often it is written. Its seal is in the preamble, which the standard leaves to applications.
     """
     sources = _sources(like)
     frames = np.zeros((mask.shape[2], mask.shape[1], mask.shape[0]), np.uint8)
@@ -68,8 +68,7 @@ def write(path: Path, mask: UInt8Array, like: Volume, labels: Mapping[int, str])
         frames[mask.transpose(2, 1, 0) == value] = number
     with _quiet():
         content = _encoded(frames, sources, labels, like)
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(content)
+    path.write_bytes(content)
 
 
 def _encoded(frames: UInt8Array, sources: Sequence[Any], labels: Mapping[int, str], like: Volume) -> bytes:
@@ -115,6 +114,7 @@ def _encoded(frames: UInt8Array, sources: Sequence[Any], labels: Mapping[int, st
         content.ContentTime = first.get("StudyTime") or _NO_TIME
         _make_repeatable(content, digest)
         stream = io.BytesIO()
+        content.preamble = BLANK.ljust(128, b"\0")
         content.save_as(stream)
     except (MemoryError, ImportError):
         raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import logging
 import math
 import os
@@ -16,8 +17,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..files import atomic_path, open_input
+from ..files import open_input
 from ..orientation import checked_affine, possible
+from ..seal import BLANK, sealed
 from .base import Affine, Refused, Volume, about, check_dtype, colour_of, native, parsing
 
 if TYPE_CHECKING:
@@ -101,18 +103,30 @@ def outline_image(image: SpatialImage, which: Which) -> Volume | None:
 def write(
     path: Path, values: NDArray[Any], dtype: np.dtype[Any], like: Volume, labels: Mapping[int, str] | None
 ) -> None:
-    """Write a mask with the names of its labels, or a map where there are none, with the geometry of a volume."""
+    """Write a mask with the names of its labels, or a map where there are none, with the geometry of a volume.
+
+    The description in the header is the file's seal.
+    """
     header = _header_like(like)
     header.set_data_dtype(dtype)
-    header["descrip"] = b"pynca"
+    header["descrip"] = BLANK
     header["scl_slope"], header["scl_inter"] = 1, 0
     if labels is not None:
         header["intent_code"] = _LABEL
         header.extensions.append(_nibabel().nifti1.Nifti1Extension(_CARET, _label_table(labels)))
-    with atomic_path(path) as temporary, _packing(temporary) as stream:
-        header.write_to(stream)
-        for place in np.ndindex(values.shape[:1:-1]):  # slice by slice, so that no second copy stands in memory
-            stream.write(values[(..., *place[::-1])].astype(dtype).tobytes(order="F"))
+    header["descrip"] = sealed(_content(header, values, dtype))  # beforehand, since what is packed cannot be changed
+    with _packing(path) as stream:
+        for block in _content(header, values, dtype):
+            stream.write(block)
+
+
+def _content(header: Any, values: NDArray[Any], dtype: np.dtype[Any]) -> Iterator[bytes]:
+    """Yield the bytes of a file slice by slice, so that no second copy of the values stands in memory."""
+    with io.BytesIO() as start:
+        header.write_to(start)
+        yield start.getvalue()
+    for place in np.ndindex(values.shape[:1:-1]):
+        yield values[(..., *place[::-1])].astype(dtype).tobytes(order="F")
 
 
 def _nibabel() -> Any:

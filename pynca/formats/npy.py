@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..files import atomic_path, open_input
+from ..files import open_input
+from ..seal import BLANK
 from .base import Refused, Volume, about, check_dtype, native, parsing
 
 SUFFIXES = (".npy",)
@@ -85,6 +86,10 @@ def _header(file: BufferedReader) -> tuple[tuple[int, ...], bool, np.dtype[Any]]
 
 
 def write(path: Path, values: NDArray[Any], dtype: np.dtype[Any]) -> None:
-    """Write an array; the bytes depend on nothing but its values and its order in memory being C."""
-    with atomic_path(path) as temporary, open(temporary, "xb") as file:
-        np.lib.format.write_array(file, np.ascontiguousarray(values, dtype), allow_pickle=False)
+    """Write an array in C order; behind the description of the array, which is Python, its seal is a comment."""
+    array = np.ascontiguousarray(values, dtype)
+    told = f"{np.lib.format.header_data_from_array_1_0(array)!r}  # ".encode() + BLANK
+    told += b" " * (-(len(told) + 11) % 64) + b"\n"  # so that the values begin at a multiple of 64
+    with open(path, "xb") as file:
+        file.write(np.lib.format.magic(1, 0) + len(told).to_bytes(2, "little") + told)
+        file.write(array.reshape(-1).view(np.uint8).data)

@@ -6,14 +6,15 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import BytesIO
+from io import BytesIO, UnsupportedOperation
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..files import atomic_path, open_input
+from ..files import open_input
+from ..seal import PNG_CHUNK, TEXT
 from . import tiff
 from .base import Refused, Volume, about, colour_of, optional, parsing
 
@@ -74,9 +75,7 @@ def write_map(path: Path, pages: NDArray[np.float32]) -> None:
     else:
         low, high = pages.min(initial=0), pages.max(initial=0)
         if not (low >= 0 and high <= 1):
-            raise ValueError(
-                f"{path} cannot hold values from {low:g} to {high:g}, a PNG has 0 to 1; write .tif or .npy"
-            )
+            raise Refused(f"cannot hold values from {low:g} to {high:g}, a PNG has 0 to 1; write .tif or .npy")
         whole = np.rint(pages.astype(np.float64) * _PNG_FULL).astype("<u2")
         images = [_pillow().frombytes("I;16", page.shape[::-1], page.tobytes()) for page in whole]
     _write(path, images)
@@ -308,8 +307,25 @@ _TONES: dict[str, Callable[[Array], Array]] = {
 
 
 def _write(path: Path, images: list[Any]) -> None:
-    with atomic_path(path) as temporary:
+    """Write pictures, with a seal where formats name a program."""
+    with open(path, "w+b") as file:
+        stream = _Plain(file)
         if path.suffix.lower() in PAGED:
-            images[0].save(temporary, format="TIFF", save_all=True, append_images=images[1:])
+            images[0].save(stream, format="TIFF", save_all=True, append_images=images[1:], software=TEXT)
         else:
-            images[0].save(temporary, format="PNG")
+            chunk = _pillow("PngImagePlugin").PngInfo()
+            chunk.add(*PNG_CHUNK)
+            images[0].save(stream, format="PNG", pnginfo=chunk)
+
+
+class _Plain:
+    """A file without a number, so that Pillow writes through Python, which says what the disk says."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def fileno(self) -> int:
+        raise UnsupportedOperation("fileno")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)

@@ -17,6 +17,7 @@ from .. import zoo
 from ..cli.common import FAILED, fail, whole
 from ..errors import NotMadeFor
 from ..files import atomic_path
+from ..seal import TEXT, filled
 
 NAME = "PyncaSegment"  # no dot in it: for Slicer, a program on Linux and macOS is a file without suffix
 
@@ -135,13 +136,16 @@ Research software, not a medical device.</description>
     </string>
   </parameters>
 </executable>
+<!-- {seal} -->
 """
 _SHELL = """#!/bin/sh
+# {seal}
 # Slicer runs its modules with its own libraries and its own Python's settings, which another Python must not see.
 unset PYTHONHOME PYTHONPATH PYTHONNOUSERSITE LD_LIBRARY_PATH DYLD_LIBRARY_PATH DYLD_FRAMEWORK_PATH
 exec {python} -m pynca.plugins.slicer "$@"
 """
 _BATCH = """@echo off\r
+rem {seal}\r
 set PYTHONHOME=\r
 set PYTHONPATH=\r
 set PYTHONNOUSERSITE=\r
@@ -154,13 +158,25 @@ def describe() -> str:
     from .. import __version__
 
     elements = "\n".join(f"      <element>{escape(name)}</element>" for name in zoo.names())
-    return _DESCRIPTION.format(version=escape(__version__), default=zoo.DEFAULT, elements=elements)
+    text = _DESCRIPTION.format(version=escape(__version__), default=zoo.DEFAULT, elements=elements, seal=TEXT)
+    return filled(text.encode()).decode()
 
 
-def install(folder: Path) -> Path:
+def files(folder: Path) -> tuple[Path, Path]:
+    """Return what the module consists of in a folder: the program and its description."""
+    return folder / (f"{NAME}.bat" if os.name == "nt" else NAME), folder / f"{NAME}.xml"
+
+
+def install(folder: Path, *, overwrite: bool = False) -> Path:
     """Write the module to a folder, which is then named in Slicer under "Additional module paths".
 
     It starts this Python, wherever Slicer is; the description beside it spares Slicer a start of it.
+
+    Parameters
+    ----------
+    folder : path
+    overwrite : bool
+        Replace files that pynca did not write, or that were changed since. Default False.
 
     Returns
     -------
@@ -168,17 +184,18 @@ def install(folder: Path) -> Path:
         The module.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    program, description = files(folder)
     if os.name == "nt":
-        program, text = folder / f"{NAME}.bat", _BATCH.format(python=f'"{sys.executable}"')
+        text = _BATCH.format(python=f'"{sys.executable}"', seal=TEXT)
     else:
         import shlex
 
-        program, text = folder / NAME, _SHELL.format(python=shlex.quote(sys.executable))
-    with atomic_path(folder / f"{NAME}.xml") as path:
-        path.write_text(describe(), encoding="utf-8")
-    with atomic_path(program) as path:
+        text = _SHELL.format(python=shlex.quote(sys.executable), seal=TEXT)
+    with atomic_path(description, overwrite=overwrite) as path:
+        path.write_text(describe(), encoding="utf-8", newline="")
+    with atomic_path(program, overwrite=overwrite) as path:
         path.write_text(text, encoding="utf-8", newline="")
-        path.chmod(0o755)
+    program.chmod(0o755)
     return program
 
 
@@ -229,8 +246,8 @@ def _segment(arguments: argparse.Namespace) -> None:
         progress=lambda share: _say("filter-progress", f"{share:.4f}"),
     )
     if arguments.probability is not None:
-        result.save_probability(arguments.probability)
-    result.save(mask)
+        result.save_probability(arguments.probability, overwrite=True)  # Slicer names files of its own
+    result.save(mask, overwrite=True)
     if arguments.returnparameterfile is not None:
         assert result.volume is not None  # it was read from a file
         text = summary(result, model, result.volume.voxel_volume)
