@@ -1,4 +1,4 @@
-"""The flag ``--benchmark``: run the cases in benchmarks/ with pytest-benchmark, and nothing else."""
+"""Flags: ``--benchmark`` runs the cases in benchmarks/ and nothing else; ``--no-skips`` lets no test be skipped."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ BENCHMARKS = Path(__file__).parent / "benchmarks"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Options must be known before benchmarks/ is looked at, so all of them are here."""
+    parser.addoption("--no-skips", action="store_true", help="a test that is skipped fails the run")
     group = parser.getgroup("pynca's benchmarks")
     group.addoption(
         "--benchmark", action="store_true", dest="run_benchmarks", help="run benchmarks/ and nothing else; -k chooses"
@@ -57,6 +58,14 @@ def pytest_configure(config: pytest.Config) -> None:
         config.args = [str(BENCHMARKS)]
     if not config.getoption("benchmark_verbose"):
         config.option.benchmark_quiet = True  # benchmarks/conftest.py has a table of its own
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail where a test was skipped that the caller needs."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if session.config.getoption("no_skips") and reporter is not None and reporter.stats.get("skipped"):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
