@@ -17,8 +17,8 @@ from PIL import Image
 import pynca
 from pynca import cli
 from pynca.training import fit_slices
-from pynca.training.fit import STATE
 from pynca.training.recipe import Recipe
+from pynca.training.state import STATE
 from support import random_model
 from test_archive import archive, mapping, program, storage, tensor
 from test_formats_dicom import write_series

@@ -14,7 +14,7 @@ from pynca.cases import only, read_dataset
 from pynca.checkpoints.archive import read_state_dict
 from pynca.manifest import FILE, Manifest
 from pynca.report import write_report
-from pynca.training.fit import STATE, load_state, saved_recipe
+from pynca.training.state import STATE, load_state, saved_recipe
 from pynca.volumes import read_label, read_outline, read_volume
 
 from . import mutate
