@@ -375,7 +375,7 @@ def test_what_deflates_to_more_than_its_header_says_is_not_unpacked(tmp_path: Pa
     tracemalloc.start()
     try:
         np.testing.assert_array_equal(volumes.read_volume(tmp_path / "after").data[:, :, 0], stack()[0].T)
-        with pytest.raises(ValueError, match=r"0 has a deflated header of more than 16 MiB"):
+        with pytest.raises(ValueError, match=r"0 has a deflated header of more than 4 MiB"):
             volumes.read_volume(tmp_path / "before")
         assert tracemalloc.get_traced_memory()[1] < 120e6
     finally:

@@ -24,7 +24,7 @@ from .base import Affine, Refused, Volume, about, native, optional, parsing
 
 SUFFIXES = (".dcm", ".dicom", ".ima")
 _INDEX = "DICOMDIR"
-_MASKS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")  # segmentations and label maps
+_MASKS = {"1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7"}  # segmentations and label maps
 _PIXELS = 0x7FE00010
 _PIXEL_TAGS = (_PIXELS, 0x7FE00008, 0x7FE00009)  # whole numbers, float and double
 _LPS_TO_RAS = np.array([-1.0, -1.0, 1.0])
@@ -39,7 +39,7 @@ _BITS = (1, 8, 16, 32, 64)
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
 _INFLATED = b"1.2.840.10008.1.2.1".ljust(len(_DEFLATED), b"\0")
 _LONG = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
-_MOST_HEADER = 2**24  # bytes of a deflated header: what is longer holds more than a header
+_MOST_HEADER = 2**22  # bytes of a deflated header: what is longer holds more than a header
 
 
 def is_dicom(path: Path) -> bool:
@@ -197,7 +197,7 @@ def _end_of_meta(start: bytes) -> int:
 
 
 def _is_image(header: Any) -> bool:
-    return "Rows" in header and header.get("SOPClassUID") not in _MASKS
+    return "Rows" in header and not _MASKS.intersection(map(str, _values(header, "SOPClassUID")))
 
 
 def _belongs(head: _Head, uid: str) -> bool:
@@ -211,8 +211,8 @@ def _readable(path: Path) -> _Head:
         raise Refused("is an index of DICOM files; give the folder of one series, or one of its files")
     head = _header(path)
     if not _is_image(head.header):
-        kind = head.header.get("SOPClassUID")
-        name = _short(getattr(kind, "name", kind), quoted=False) if kind else "without SOP class"
+        kinds = _values(head.header, "SOPClassUID")
+        name = _short(getattr(kinds[0], "name", kinds[0]), quoted=False) if kinds else "without SOP class"
         raise Refused(f"holds no image ({name}); give a file of a series of images")
     return head
 

@@ -41,7 +41,7 @@ def main() -> int:
         return work(BY_NAME[arguments.readers[0]], arguments.seconds, arguments.seed, Path(arguments.work))
     end, turn = time.monotonic() + arguments.seconds, 0
     count: collections.Counter[str] = collections.Counter()
-    found: dict[str, dict[str, str]] = {name: {} for name in arguments.readers}
+    found: dict[str, set[str]] = {name: set() for name in arguments.readers}
     while time.monotonic() < end:
         for name in arguments.readers:
             left = max(end - time.monotonic(), 1.0)
@@ -49,7 +49,8 @@ def main() -> int:
             ran, wrong = watch(name, share, arguments.seed + turn)
             count[name] += ran
             for what in wrong:
-                if found[name].setdefault(kind(what), what) == what:
+                if kind(what) not in found[name]:
+                    found[name].add(kind(what))
                     print(f"{name}: {what}", flush=True)
         turn += 1
     for name in arguments.readers:
