@@ -237,6 +237,7 @@ def slices_a_call(
     threads: int,
     memory: Limit | int | None = None,
     voxels: int = 0,
+    reading: int = 0,
     name: str = "the image",
 ) -> int:
     """Return how many of a volume's slices go into one call of the core: enough for all threads, few enough to fit.
@@ -250,7 +251,9 @@ def slices_a_call(
     memory : Limit or int, optional
         Bytes that the process may take, with what it holds already; `memory_limit` counts what the machine has, too.
     voxels : int
-        Bytes of the voxels where the run reads them from a file: twice while it reads, once afterwards.
+        Bytes of the voxels where the run reads them from a file.
+    reading : int
+        Bytes that stand while it does so.
     name : str
         What the refusal calls the image.
 
@@ -266,7 +269,7 @@ def slices_a_call(
     if memory is not None:
         before = process_bytes()
         fixed = before + voxels + result_bytes(math.prod(shape), samples) + core_bytes(threads)
-        least = max(before + 2 * voxels, fixed + max(each, finish_bytes(shape, model)))
+        least = max(before + reading, fixed + max(each, finish_bytes(shape, model)))
         if memory.bytes < least:
             raise ValueError(
                 f"{name} takes at least {megabytes(least)} of memory to segment ({megabytes(before)} of them are "
@@ -276,8 +279,10 @@ def slices_a_call(
     return max(1, min(room // each, CALL_SLICES * threads, shape[1]))
 
 
-def run_bytes(shape: tuple[int, ...], model: Model, *, samples: int, threads: int, voxels: int, count: int) -> int:
+def run_bytes(
+    shape: tuple[int, ...], model: Model, *, samples: int, threads: int, voxels: int, reading: int, count: int
+) -> int:
     """Return what a run takes at most, with so many slices a call; arguments as of `slices_a_call`."""
     call = count * slice_bytes((shape[2], shape[3]), model, samples)
     beside = core_bytes(threads) + max(call, finish_bytes(shape, model))
-    return max(2 * voxels, voxels + result_bytes(math.prod(shape), samples) + beside)
+    return max(reading, voxels + result_bytes(math.prod(shape), samples) + beside)

@@ -138,12 +138,13 @@ def estimate(
     speed = speed or Speed(model, threads)
     axis = model.preparation.axis if volume is None and data.ndim == 3 else None
     shape = slicing(data.shape, volume, axis, model)(data).shape
-    voxels, name = (0, "the image") if volume is None else (data.nbytes, volume.name)
-    count = slices_a_call(shape, model, samples=samples, threads=threads, memory=memory, voxels=voxels, name=name)
+    name, voxels, reading = ("the image", 0, 0) if volume is None else (volume.name, data.nbytes, volume.reading)
+    file = {"voxels": voxels, "reading": reading}
+    count = slices_a_call(shape, model, samples=samples, threads=threads, memory=memory, name=name, **file)
     runs, pixels = shape[0] * shape[1] * samples, math.prod(shape)
     return Estimate(
         seconds=runs * speed.run + pixels * (speed.prepare + samples * speed.restore),
-        bytes=run_bytes(shape, model, samples=samples, threads=threads, voxels=voxels, count=count),
+        bytes=run_bytes(shape, model, samples=samples, threads=threads, count=count, **file),
     )
 
 

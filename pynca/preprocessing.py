@@ -123,7 +123,8 @@ def check_finite(array: NDArray[Any], name: str) -> None:
     if array.dtype.kind != "f":
         return
     limit = np.float64(np.finfo(np.float32).max)
-    fine = sum(np.count_nonzero((part >= -limit) & (part <= limit)) for part in pieces(array))
+    with np.errstate(invalid="ignore"):  # a NaN may be of the kind that signals
+        fine = sum(np.count_nonzero((part >= -limit) & (part <= limit)) for part in pieces(array))
     wrong = array.size - fine
     if wrong:
         raise ValueError(

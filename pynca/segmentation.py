@@ -432,6 +432,7 @@ def check_memory(
         threads=thread_count(threads),
         memory=memory_limit(memory),
         voxels=outline.data.nbytes,
+        reading=outline.reading,
         name=outline.name,
     )
 

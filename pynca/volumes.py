@@ -281,7 +281,7 @@ def _check_source(path: Path, which: int | Literal["all"] | None) -> None:
 
 def _check_room(outline: Volume | None) -> None:
     if outline is not None:
-        check_room(outline.name, 2 * outline.data.nbytes)
+        check_room(outline.name, outline.reading)
 
 
 def _spaced(volume: Volume, spacing: float | Sequence[float]) -> Volume:

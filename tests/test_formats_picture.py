@@ -251,6 +251,23 @@ def test_an_outline_takes_no_memory(bits: int, colour_type: int, tmp_path: Path)
     assert told.data.nbytes == 990_000_000 * (2 if bits == 16 else 1)
     assert told.picture
     assert peak < 2**20
+    held = {0: 2 if bits == 16 else 1, 2: 4, 3: 1, 6: 4}[colour_type]  # by Pillow, of each pixel
+    assert told.reading >= told.data.nbytes + 990_000_000 * held
+
+
+def test_a_length_that_lies_takes_no_memory(tmp_path: Path) -> None:
+    path = tmp_path / "x.png"
+    Image.fromarray(GREY).save(path)
+    content = bytearray(path.read_bytes())
+    place = content.index(b"IDAT") - 4
+    content[place : place + 4] = b"\xff\xff\xff\xf0"
+    path.write_bytes(content)
+    tracemalloc.start()
+    try:
+        np.testing.assert_array_equal(volumes.read_volume(path).data, GREY)
+        assert tracemalloc.get_traced_memory()[1] < 2**22
+    finally:
+        tracemalloc.stop()
 
 
 def test_an_outline_of_a_jpeg(tmp_path: Path) -> None:

@@ -45,6 +45,9 @@ class Volume:
         Of a DICOM series, the headers of its slices in the order of ``data``. Default empty.
     flat : bool
         The third axis is one slice that does not say how thick it is; the affine has 1 mm. Default False.
+    unpacked : int
+        Of a header that was read alone: bytes that stand beside the voxels while those are read, where that is more
+        than they take themselves. Default 0.
     """
 
     data: NDArray[Any]
@@ -55,6 +58,12 @@ class Volume:
     picture: bool = False
     slices: tuple[Any, ...] = ()
     flat: bool = False
+    unpacked: int = 0
+
+    @property
+    def reading(self) -> int:
+        """Bytes that reading the voxels takes at most: they stand twice, or beside what they are unpacked from."""
+        return self.data.nbytes + max(self.data.nbytes, self.unpacked)
 
     @property
     def voxel_size(self) -> tuple[float, ...] | None:

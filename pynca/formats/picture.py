@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO, UnsupportedOperation
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -26,6 +26,8 @@ _JPEG = b"\xff\xd8\xff"
 _GREY = ("L", "I", "I;16", "I;16B", "I;16L")
 _SPREAD = {"L;2": 85, "L;4": 17}  # by what Pillow multiplies grey of few bits
 _PNG_FULL = 65535
+_PNG_GREY, _PNG_PALETTE = 0, 3
+_COLOUR = 4  # bytes of a pixel of any number of channels above 1, as Pillow holds it
 _BLOCK_PIXELS = 2**22  # what Pillow unpacked is copied so many pixels at a time
 
 Array = NDArray[Any]
@@ -39,6 +41,7 @@ class _Picture:
     dtype: np.dtype[Any]
     load: Callable[[], Array]
     doubt: str = ""
+    unpacked: int = 0  # bytes that Pillow holds beside the values
 
 
 def read(path: Path) -> Volume:
@@ -54,7 +57,8 @@ def read_label(path: Path) -> Volume:
 def outline(path: Path) -> Volume:
     """Read the size of a picture from its headers alone: the data take no memory and are zero."""
     with _opened(path, label=False) as picture:
-        return Volume(np.broadcast_to(picture.dtype.type(0), picture.shape), None, None, str(path), picture=True)
+        nothing = np.broadcast_to(picture.dtype.type(0), picture.shape)
+        return Volume(nothing, None, None, str(path), picture=True, unpacked=picture.unpacked)
 
 
 def write_mask(path: Path, pages: NDArray[np.uint8]) -> None:
@@ -153,38 +157,49 @@ def _png(file: BinaryIO, *, label: bool) -> _Picture:
         raise Refused(f"is a film of {frames} pictures; it must be a single one, or a TIFF of several pages")
     size = int.from_bytes(header[:4], "big"), int.from_bytes(header[4:8], "big")
     dtype = np.dtype("u2" if header[8] == 16 else "u1")
+    unpacked = _pixel_bytes(dtype.itemsize if header[9] in (_PNG_GREY, _PNG_PALETTE) else _COLOUR, size, file)
 
     def clean() -> bytes:
         return _PNG + b"".join(_bytes(file, *place) for place in kept)
 
-    return _by_pillow("PngImagePlugin", "PngImageFile", clean, size, dtype, content(b"eXIf", 2**20), label=label)
+    picture = _by_pillow("PngImagePlugin", "PngImageFile", clean, size, dtype, content(b"eXIf", 2**20), label=label)
+    return replace(picture, unpacked=unpacked)
 
 
 def _jpeg(file: BinaryIO, *, label: bool) -> _Picture:
     """Pillow is given the picture alone, without further ones, profiles and the like."""
     if label:
         raise Refused("is a JPEG, whose values are not exact; a label must be PNG, TIFF, .npy or NIfTI")
-    size, exif, kept = (0, 0), b"", [(0, 2)]
+    size, channels, exif, kept = (0, 0), 0, b"", [(0, 2)]
     for marker, start, length in _segments(file):
         if marker == 0xE1 and not exif and _bytes(file, start + 4, 6) == b"Exif\0\0":
             exif = _bytes(file, start + 4, length - 4)
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             if size != (0, 0):
                 raise Refused("is damaged or cut short: it states its size twice")
-            frame = _bytes(file, start + 5, 4)
-            size = int.from_bytes(frame[2:4], "big"), int.from_bytes(frame[:2], "big")
+            frame = _bytes(file, start + 5, 5)
+            size, channels = (int.from_bytes(frame[2:4], "big"), int.from_bytes(frame[:2], "big")), frame[-1]
         if not (0xE1 <= marker <= 0xED or marker in (0xEF, 0xFE)):
             _keep(kept, start, length)
 
     def clean() -> bytes:
         return b"".join(_bytes(file, *place) for place in kept)
 
-    return _by_pillow("JpegImagePlugin", "JpegImageFile", clean, size, np.dtype("u1"), exif, label=label)
+    picture = _by_pillow("JpegImagePlugin", "JpegImageFile", clean, size, np.dtype("u1"), exif, label=label)
+    return replace(picture, unpacked=_pixel_bytes(1 if channels == 1 else _COLOUR, size, file))
+
+
+def _pixel_bytes(each: int, size: tuple[int, int], file: BinaryIO) -> int:
+    """Return what Pillow holds of a picture: the file's content, its pixels, and a block of them that is copied."""
+    pixels = size[0] * size[1]
+    return file.seek(0, 2) + each * pixels + 2 * _COLOUR * min(pixels, _BLOCK_PIXELS)
 
 
 def _bytes(file: BinaryIO, start: int, length: int) -> bytes:
+    """Read a stretch of a file, or what there is of it: memory is taken for no more."""
+    there = file.seek(0, 2) - start
     file.seek(start)
-    return file.read(max(length, 0))
+    return file.read(max(min(length, there), 0))
 
 
 def _keep(stretches: list[tuple[int, int]], start: int, length: int) -> None:
