@@ -51,7 +51,7 @@ def main() -> int:
             for what in wrong:
                 if kind(what) not in found[name]:
                     found[name].add(kind(what))
-                    print(f"{name}: {what}", flush=True)
+                    print(f"{name}: {what.encode('utf-8', 'backslashreplace').decode()}", flush=True)
         turn += 1
     for name in arguments.readers:
         print(f"{name}: {count[name]} files, {len(found[name])} kinds of complaint")
