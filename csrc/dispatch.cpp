@@ -49,20 +49,36 @@ unsigned saved_registers() {
     return low;
 }
 
+// What CPUID says of features and of extended ones, 0 where it says nothing.
+struct Features {
+    unsigned features = 0, extended = 0;
+
+    static Features of_this_cpu() {
+        unsigned a, b, c, d;
+        Features found;
+        if (__get_cpuid(1, &a, &b, &c, &d))
+            found.features = c;
+        if (__get_cpuid_count(7, 0, &a, &b, &c, &d))
+            found.extended = b;
+        return found;
+    }
+};
+
 bool has(unsigned value, unsigned bits) {
     return (value & bits) == bits;
 }
 
-void add_x86(std::vector<const Kernels*>& found) {
-    unsigned a, b, c, d;
-    if (!__get_cpuid(1, &a, &b, &c, &d) || !has(c, bit_OSXSAVE | bit_AVX | bit_FMA))
+// `saved` is called where the CPU has the instruction that it takes.
+template <class Saved>
+void add_x86(const Features& cpu, const Saved& saved, std::vector<const Kernels*>& found) {
+    if (!has(cpu.features, bit_OSXSAVE | bit_AVX | bit_FMA) || !has(cpu.extended, bit_AVX2))
         return;
-    if (!has(saved_registers(), kSavesYmm) || !__get_cpuid_count(7, 0, &a, &b, &c, &d))
-        return;
-    if (!has(b, bit_AVX2))
+    const unsigned registers = saved();
+    if (!has(registers, kSavesYmm))
         return;
     found.push_back(&avx2::kernels);
-    if (has(b, bit_AVX512F | bit_AVX512DQ | bit_AVX512BW | bit_AVX512VL) && has(saved_registers(), kSavesZmm))
+    if (has(cpu.extended, bit_AVX512F | bit_AVX512DQ | bit_AVX512BW | bit_AVX512VL) &&
+        has(registers, kSavesZmm))
         found.push_back(&avx512::kernels);
 }
 
@@ -109,7 +125,7 @@ const std::vector<const Kernels*>& available_kernels() {
     static const std::vector<const Kernels*> tables = [] {
         std::vector<const Kernels*> found = {&baseline::kernels};
 #if defined(NCA_X86)
-        add_x86(found);
+        add_x86(Features::of_this_cpu(), saved_registers, found);
 #elif defined(NCA_ARM64)
         found.push_back(&neon::kernels); // part of every AArch64
 #endif
@@ -130,13 +146,24 @@ const std::vector<const Kernels*>& half_kernels() {
     return tables;
 }
 
+std::vector<const Kernels*> x86_kernels([[maybe_unused]] unsigned features,
+                                        [[maybe_unused]] unsigned extended, [[maybe_unused]] unsigned saved) {
+    std::vector<const Kernels*> found;
+#if defined(NCA_X86)
+    found.push_back(&baseline::kernels);
+    add_x86({features, extended}, [saved] { return saved; }, found);
+#endif
+    return found;
+}
+
 const Kernels& active_kernels() {
-    if (const Kernels* table = selected.load())
+    const Kernels* table = selected.load();
+    if (table)
         return *table;
     const char* wanted = std::getenv("PYNCA_ISA");
-    const Kernels& table = find_kernels(wanted ? wanted : "", "the environment variable PYNCA_ISA");
-    selected.store(&table);
-    return table;
+    const Kernels* chosen = &find_kernels(wanted ? wanted : "", "the environment variable PYNCA_ISA");
+    // unless another thread has selected one meanwhile
+    return selected.compare_exchange_strong(table, chosen) ? *chosen : *table;
 }
 
 void select_kernels(const std::string& name) {

@@ -22,8 +22,8 @@ const Host& host() {
             }
         },
         [](void* team) noexcept { return static_cast<Team*>(team)->size(); },
-        [](void* team, void (*function)(const void*, int), const void* context) noexcept {
-            static_cast<Team*>(team)->run(function, context);
+        [](void* team, void (*function)(const void*, int), const void* context, Watch& watch) noexcept {
+            static_cast<Team*>(team)->run(function, context, watch);
         },
         [](void* team) noexcept { delete static_cast<Team*>(team); },
     };

@@ -2,6 +2,7 @@
 // exception passes.
 #pragma once
 
+#include "interrupt.hpp"
 #include "kernels/kernels.hpp"
 
 namespace nca {
@@ -10,7 +11,8 @@ struct Host {
     const Kernels* (*active_kernels)() noexcept; // null where PYNCA_ISA names none that there is
     void* (*start_team)(int threads) noexcept;   // null without memory
     int (*team_size)(void* team) noexcept;
-    void (*run_team)(void* team, void (*function)(const void*, int), const void* context) noexcept;
+    void (*run_team)(void* team, void (*function)(const void*, int), const void* context,
+                     Watch& watch) noexcept;
     void (*end_team)(void* team) noexcept;
 };
 

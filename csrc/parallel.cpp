@@ -1,5 +1,8 @@
 #include "parallel.hpp"
 
+#include <algorithm>
+#include <chrono>
+#include <condition_variable>
 #include <exception>
 #include <memory>
 #include <mutex>
@@ -9,6 +12,8 @@
 #if !defined(_WIN32)
 #include <pthread.h>
 #endif
+
+#include "nca.hpp"
 
 namespace nca {
 
@@ -26,8 +31,8 @@ void pause_cpu() {
 #endif
 }
 
-void wait_while_equal(const std::atomic<unsigned>& value, unsigned old, int spins) {
-    for (int i = 0; i < spins; ++i) {
+void wait_while_equal(const std::atomic<unsigned>& value, unsigned old) {
+    for (int i = 0; i < kSpins; ++i) {
         if (value.load(std::memory_order_acquire) != old)
             return;
         pause_cpu();
@@ -40,6 +45,8 @@ void wait_while_equal(const std::atomic<unsigned>& value, unsigned old, int spin
 // threads are never joined, so that nothing waits for them at exit.
 struct Worker {
     std::atomic<unsigned> started{0}, finished{0}; // turns; they wrap
+    std::mutex mutex;                              // for `done`, which says that a turn is finished
+    std::condition_variable done;
     void (*function)(const void*, int) = nullptr;
     const void* context = nullptr;
     int index = 0;
@@ -47,10 +54,13 @@ struct Worker {
 
     void loop() {
         for (unsigned turn = 0;; ++turn) {
-            wait_while_equal(started, turn, kSpins);
+            wait_while_equal(started, turn);
             function(context, index);
-            finished.store(turn + 1, std::memory_order_release);
-            finished.notify_one();
+            {
+                const std::lock_guard lock(mutex);
+                finished.store(turn + 1, std::memory_order_release);
+            }
+            done.notify_one();
         }
     }
 
@@ -59,9 +69,23 @@ struct Worker {
         started.notify_one();
     }
 
-    void wait() {
+    void wait(Watch& watch) {
         const unsigned turn = started.load(std::memory_order_relaxed);
-        wait_while_equal(finished, turn - 1, kSpins);
+        const auto finished_it = [&] { return finished.load(std::memory_order_acquire) == turn; };
+        for (int i = 0; i < kSpins; ++i) {
+            if (finished_it())
+                return;
+            pause_cpu();
+        }
+        std::unique_lock lock(mutex);
+        if (!watch.asks())
+            done.wait(lock, finished_it);
+        // not by the steady clock, of which ThreadSanitizer does not know
+        while (!done.wait_until(lock, std::chrono::system_clock::now() + Watch::kPeriod, finished_it)) {
+            lock.unlock(); // to ask takes as long as a handler of signals does
+            watch.ask();
+            lock.lock();
+        }
     }
 };
 
@@ -98,18 +122,21 @@ Worker* start_worker() {
 
 } // namespace
 
-void Barrier::wait() {
+bool Barrier::wait() {
     const unsigned generation = generation_.load(std::memory_order_acquire);
     if (arrived_.fetch_add(1, std::memory_order_acq_rel) == threads_ - 1) {
         arrived_.store(0, std::memory_order_relaxed);
+        stop_ = watch_.stopped();
         generation_.store(generation + 1, std::memory_order_release);
         generation_.notify_all();
     } else {
-        wait_while_equal(generation_, generation, kSpins);
+        wait_while_equal(generation_, generation);
     }
+    return stop_;
 }
 
 Team::Team(int threads) : workers_(nullptr), size_(1) {
+    threads = std::min(threads, kMaxThreads);
     Pool& pool = the_pool();
     const std::lock_guard lock(pool.mutex);
     for (; size_ < threads; ++size_) {
@@ -133,7 +160,7 @@ Team::~Team() {
     }
 }
 
-void Team::run(void (*function)(const void*, int), const void* context) {
+void Team::run(void (*function)(const void*, int), const void* context, Watch& watch) {
     int index = 1;
     for (Worker* worker = static_cast<Worker*>(workers_); worker; worker = worker->next) {
         worker->function = function;
@@ -143,7 +170,7 @@ void Team::run(void (*function)(const void*, int), const void* context) {
     }
     function(context, 0);
     for (Worker* worker = static_cast<Worker*>(workers_); worker; worker = worker->next)
-        worker->wait();
+        worker->wait(watch);
 }
 
 } // namespace nca

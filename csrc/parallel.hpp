@@ -3,16 +3,21 @@
 
 #include <atomic>
 
+#include "interrupt.hpp"
+
 namespace nca {
 
 // Where the threads of one job wait for each other.
 class Barrier {
   public:
-    explicit Barrier(int threads) : threads_(threads) {}
-    void wait();
+    Barrier(int threads, const Watch& watch) : threads_(threads), watch_(watch) {}
+    // Returns whether to stop, which all threads are told alike.
+    bool wait();
 
   private:
     const int threads_;
+    const Watch& watch_;
+    bool stop_ = false; // written by the last to arrive, before the others go on
     std::atomic<int> arrived_{0};
     std::atomic<unsigned> generation_{0};
 };
@@ -30,12 +35,14 @@ class Team {
 
     int size() const { return size_; }
 
-    // Calls body(index) on every thread and returns when all are done. The body must not throw.
-    template <class Body> void run(const Body& body) {
-        run([](const void* context, int index) { (*static_cast<const Body*>(context))(index); }, &body);
+    // Calls body(index) on every thread and returns when all are done. The body must not throw. While the
+    // caller waits for the others it goes on asking whether to stop.
+    template <class Body> void run(Watch& watch, const Body& body) {
+        run([](const void* context, int index) { (*static_cast<const Body*>(context))(index); }, &body,
+            watch);
     }
 
-    void run(void (*function)(const void*, int), const void* context);
+    void run(void (*function)(const void*, int), const void* context, Watch& watch);
 
   private:
     void* workers_; // a list of them; in a borrowing extension (gradient/guest.cpp) the lender's team

@@ -8,10 +8,11 @@
 
 namespace nca {
 
-double peak_flops(int threads, double seconds) {
+double peak_flops(int threads, double seconds, const Interrupt& interrupt) {
     using Clock = std::chrono::steady_clock;
     constexpr int kRounds = 200'000; // about half a millisecond
     const Kernels& kernels = active_kernels();
+    Watch watch(interrupt);
     Team team(std::max(threads, 1));
     const double operations = 2.0 * kRounds * kBurst * kernels.width * team.size();
     double best = 0.0;
@@ -21,13 +22,14 @@ double peak_flops(int threads, double seconds) {
     const auto start = Clock::now();
     do {
         const auto began = Clock::now();
-        team.run([&](int) {
+        team.run(watch, [&](int) {
             float numbers[3] = {0.999f, 0.001f, 0.5f}; // a fixed point near 1: never denormal
             kernels.burst(kRounds, numbers);
         });
         best = std::max(best, operations / seconds_since(began));
-    } while (seconds_since(start) < seconds);
-    return best;
+        watch.ask();
+    } while (seconds_since(start) < seconds && !watch.stopped());
+    return watch.stopped() ? -1.0 : best;
 }
 
 } // namespace nca

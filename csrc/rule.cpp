@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 #include <new>
+#include <stdexcept>
+#include <string>
 
 namespace nca {
 
@@ -25,7 +27,25 @@ uint64_t fire_threshold(double fire_rate) {
     return static_cast<uint64_t>(std::nearbyint(fire_rate * 4294967296.0));
 }
 
+void check(const RuleWeights& w) {
+    const auto within = [](const char* name, int value, int low, int high) {
+        if (value < low || value > high)
+            throw std::invalid_argument(std::string(name) + " is " + std::to_string(value) +
+                                        "; it must be between " + std::to_string(low) + " and " +
+                                        std::to_string(high));
+    };
+    within("channels", w.channels, 1, kMaxChannels);
+    within("input_channels", w.input_channels, 0, w.channels - 1);
+    within("hidden", w.hidden, 1, kMaxHidden);
+    within("kernel_size", w.kernel_size, 1, kMaxKernel);
+    if (w.kernel_size % 2 == 0 || (w.perception == Perception::sobel && w.kernel_size != 3))
+        throw std::invalid_argument("kernel_size must be odd, and 3 for Sobel");
+    if (!(w.fire_rate >= 0.0 && w.fire_rate <= 1.0))
+        throw std::invalid_argument("fire_rate must be a probability between 0 and 1");
+}
+
 Rule::Rule(const RuleWeights& w) : packed_(std::make_unique<Packed>()) {
+    check(w);
     Packed& p = *packed_;
     const Kernels& kernels = active_kernels();
     const int c = w.channels, size = w.kernel_size;

@@ -19,13 +19,13 @@ namespace {
 constexpr int kThreadRows = 4; // fewer rows a thread are not worth a barrier
 
 // Where an image is divided among threads: thread i owns rows cuts[i] .. cuts[i + 1] - 1.
-std::vector<int> cut_rows(const Image& image, int steps, int threads, int least) {
+std::vector<int> cut_rows(const Image& image, int steps, int threads, int least, Lookout& lookout) {
     std::vector<uint64_t> work(image.height + 1, 0); // firing cells above row y
     for (int y = 0; y < image.height; ++y) {
         uint64_t fires = 0;
-        for (int step = 0; image.masks && step < steps; ++step)
+        for (int step = 0; image.masks && step < steps && !lookout.stop(image.width); ++step)
             for (int x = 0; x < image.width; ++x)
-                fires += image.mask(step, y)[x];
+                fires += image.mask(step, y)[x] != 0;
         work[y + 1] = work[y] + (image.masks ? fires : 1);
     }
     std::vector<int> cuts(threads + 1, 0);
@@ -73,11 +73,11 @@ class Borders {
 
 } // namespace
 
-void run(const Rule& rule, float* state, size_t count, int height, int width, int steps, const Fire& fire,
-         int threads) {
+bool run(const Rule& rule, float* state, size_t count, int height, int width, int steps, const Fire& fire,
+         int threads, const Interrupt& interrupt) {
     const Rule::Packed& packed = rule.packed();
     if (count == 0 || height == 0 || width == 0 || steps == 0)
-        return;
+        return true;
     check_size(packed, height, width);
 
     const auto image = [&](size_t member) {
@@ -93,25 +93,28 @@ void run(const Rule& rule, float* state, size_t count, int height, int width, in
     if (4 * (count - whole) >= 3 * static_cast<size_t>(parts))
         whole = count;
 
+    Watch watch(interrupt);
     std::vector<Sweep> sweeps;
     sweeps.reserve(size);
     for (int i = 0; i < size; ++i)
-        sweeps.emplace_back(packed, width);
+        sweeps.emplace_back(packed, width, Lookout(watch, i == 0));
+    Lookout lookout(watch, true);
     std::vector<std::vector<int>> cuts;
     for (size_t member = whole; member < count; ++member)
-        cuts.push_back(cut_rows(image(member), steps, parts, least));
+        cuts.push_back(cut_rows(image(member), steps, parts, least, lookout));
     std::optional<Borders> borders;
     if (whole < count)
         borders.emplace(parts - 1, packed.radius, static_cast<size_t>(width) * packed.channels);
 
     std::atomic<size_t> next{0};
-    Barrier barrier(parts);
-    team.run([&](int thread) {
+    Barrier barrier(parts, watch);
+    team.run(watch, [&](int thread) {
         Sweep& sweep = sweeps[thread];
-        for (size_t member; (member = next.fetch_add(1)) < whole;) {
+        for (size_t member; (member = next.fetch_add(1)) < whole && !watch.stopped();) {
             const Image whole_image = image(member);
             for (int step = 0; step < steps; ++step)
-                sweep.step(whole_image, 0, height, step, {});
+                if (sweep.step(whole_image, 0, height, step, {}))
+                    break;
         }
         if (thread >= parts)
             return;
@@ -119,14 +122,17 @@ void run(const Rule& rule, float* state, size_t count, int height, int width, in
             const Image part = image(member);
             const int first = cuts[member - whole][thread], last = cuts[member - whole][thread + 1];
             borders->store(part, first, last, thread, parts, 0);
-            barrier.wait();
+            if (barrier.wait())
+                return;
             for (int step = 0; step < steps; ++step) {
                 sweep.step(part, first, last, step, borders->edges(thread, parts, step));
                 borders->store(part, first, last, thread, parts, step + 1);
-                barrier.wait();
+                if (barrier.wait())
+                    return;
             }
         }
     });
+    return !watch.stopped();
 }
 
 } // namespace nca

@@ -1,7 +1,7 @@
 #include "sweep.hpp"
 
 #include <algorithm>
-#include <numeric>
+#include <climits>
 #include <stdexcept>
 #include <string>
 
@@ -17,6 +17,13 @@ constexpr int kBandRows = 64;   // where next to nothing fires
 size_t cells_at_most(const Rule::Packed& rule, int width) {
     const std::ptrdiff_t before = (rule.radius - 1) * static_cast<std::ptrdiff_t>(width);
     return static_cast<size_t>(std::max<std::ptrdiff_t>(kBandCells, before) + width);
+}
+
+uint64_t work_of_cell(const Rule::Packed& rule) {
+    uint64_t work = 0;
+    for (const Matrix* matrix : {&rule.perceive, &rule.fc0, &rule.fc1})
+        work += static_cast<uint64_t>(matrix->panels().depth) * matrix->panels().outputs;
+    return work;
 }
 
 FireRow fire_row(const Fire& fire, uint64_t threshold, size_t member) {
@@ -44,6 +51,10 @@ Image image_of(const Rule::Packed& rule, float* state, size_t count, int height,
 }
 
 void check_size(const Rule::Packed& rule, int height, int width) {
+    if (height > kMaxSide || width > kMaxSide || cells_at_most(rule, width) > INT_MAX / 2)
+        throw std::invalid_argument("state has an image of " + std::to_string(height) + " x " +
+                                    std::to_string(width) + "; at most " + std::to_string(kMaxSide) +
+                                    " rows and columns are possible, and fewer with a large kernel");
     if (rule.padding == Padding::reflect && (height <= rule.radius || width <= rule.radius))
         throw std::invalid_argument("state has an image of " + std::to_string(height) + " x " +
                                     std::to_string(width) + "; reflect padding with a kernel of " +
@@ -51,20 +62,31 @@ void check_size(const Rule::Packed& rule, int height, int width) {
                                     std::to_string(rule.radius + 1) + " rows and columns");
 }
 
-void fire_masks(uint8_t* masks, size_t count, int height, int width, int steps, double fire_rate,
-                const Fire& fire) {
+bool fire_masks(uint8_t* masks, size_t count, int height, int width, int steps, double fire_rate,
+                const Fire& fire, const Interrupt& interrupt) {
+    constexpr int kColumns = 1 << 14; // whole blocks
     const Kernels& kernels = active_kernels();
-    std::vector<uint8_t> mask(round_up(width, kFireBlock));
+    Watch watch(interrupt);
+    Lookout lookout(watch, true);
+    std::vector<uint8_t> mask(round_up(std::min(width, kColumns), kFireBlock));
     for (int step = 0; step < steps; ++step)
         for (size_t member = 0; member < count; ++member) {
             FireRow row = fire_row(fire, fire_threshold(fire_rate), member);
             row.word3 |= static_cast<uint32_t>(step);
-            for (int y = 0; y < height; ++y, masks += width) {
+            for (int y = 0; y < height; ++y) {
                 row.y = static_cast<uint32_t>(y);
-                kernels.fire(row, width, mask.data());
-                std::copy_n(mask.data(), width, masks);
+                for (int left = width; left > 0;) {
+                    const int columns = std::min(left, kColumns);
+                    row.first = static_cast<uint32_t>(width - left) / 4;
+                    kernels.fire(row, columns, mask.data());
+                    masks = std::copy_n(mask.data(), columns, masks);
+                    left -= columns;
+                    if (lookout.stop(columns * kMaskWork))
+                        return false;
+                }
             }
         }
+    return true;
 }
 
 int inside(Padding padding, int position, int size) {
@@ -75,11 +97,11 @@ int inside(Padding padding, int position, int size) {
     return position < 0 ? -position : 2 * (size - 1) - position;
 }
 
-Sweep::Sweep(const Rule::Packed& rule, int width, int block)
+Sweep::Sweep(const Rule::Packed& rule, int width, const Lookout& lookout, int block)
     : rule_(rule), kernels_(*rule.kernels), side_(2 * rule.radius + 1), row_floats_(side_ * rule.channels),
-      block_(block), mask_(round_up(width, kFireBlock)), neighbours_(static_cast<size_t>(side_) * block_),
-      centers_(block_), joined_rows_(block_), buffer_rows_(block_), record_rows_(block_),
-      hidden_rows_(block_), firing_(cells_at_most(rule, width)),
+      block_(block), cell_work_(work_of_cell(rule)), lookout_(lookout), mask_(round_up(width, kFireBlock)),
+      neighbours_(static_cast<size_t>(side_) * block_), centers_(block_), joined_rows_(block_),
+      buffer_rows_(block_), record_rows_(block_), hidden_rows_(block_), firing_(cells_at_most(rule, width)),
       before_perceived_(kernels_.pack ? rule.channels : 0),
       buffer_stride_(round_up(before_perceived_ + round_up(2 * rule.channels, kernels_.width), 16)),
       buffer_(static_cast<size_t>(block_) * buffer_stride_),
@@ -99,7 +121,7 @@ Sweep::Sweep(const Rule::Packed& rule, int width, int block)
         patches_.push_back({neighbours_.data() + static_cast<size_t>(dy) * block_, row_floats_});
 }
 
-void Sweep::step(const Image& image, int first, int last, int step, const Edges& edges) {
+bool Sweep::step(const Image& image, int first, int last, int step, const Edges& edges) {
     start(image, first, last, edges);
     before_.cells = 0;
     for (int y = first; y < last;) {
@@ -108,18 +130,24 @@ void Sweep::step(const Image& image, int first, int last, int step, const Edges&
             const int end = std::min(begin + block_, band_.cells);
             fetch_ahead(begin, end);
             compute(begin, end);
+            if (stop_after_cells(end - begin))
+                return true;
         }
         add_changes(before_);
         std::swap(band_, before_);
+        if (stop_after_masks(static_cast<size_t>(before_.last - before_.first) * image.width))
+            return true;
     }
     add_changes(before_);
+    return false;
 }
 
-// Asks for a share of the rows that the next band will be the first to read, while this one computes.
+// Asks for a share of the rows that the next band will be the first to read, while this one computes; not for
+// those of other threads, which are writing them.
 void Sweep::fetch_ahead(int begin, int end) const {
     constexpr size_t kLine = 16; // floats
-    const int ahead = std::min(band_.last + rule_.radius, image_->height);
-    const int rows = std::min(band_.last - band_.first, image_->height - ahead);
+    const int ahead = std::min(band_.last + rule_.radius, last_);
+    const int rows = std::min(band_.last - band_.first, last_ - ahead);
     const size_t floats = rows * image_->row_floats;
     for (size_t i = floats * begin / band_.cells; i < floats * end / band_.cells; i += kLine)
         __builtin_prefetch(image_->row(ahead) + i, 1, 2);
@@ -135,9 +163,9 @@ void Sweep::start(const Image& image, int first, int last, const Edges& edges) {
 size_t Sweep::count(const Image& image, int step) {
     start(image);
     size_t cells = 0;
-    for (int y = 0; y < image.height; ++y) {
+    for (int y = 0; y < image.height && !stop_after_masks(image.width); ++y) {
         const uint8_t* mask = row_mask(y, step);
-        cells += std::accumulate(mask, mask + image.width, 0);
+        cells += image.width - std::count(mask, mask + image.width, 0);
     }
     return cells;
 }

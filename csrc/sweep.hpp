@@ -31,7 +31,7 @@ struct Image {
 Image image_of(const Rule::Packed& rule, float* state, size_t count, int height, int width, const Fire& fire,
                size_t member);
 
-// Throws std::invalid_argument where the image is too small for reflect padding.
+// Throws std::invalid_argument where the image is too large, or too small for reflect padding.
 void check_size(const Rule::Packed& rule, int height, int width);
 
 // A position on an axis of an image with padding: inside it, or -1 where there are zeros.
@@ -43,6 +43,8 @@ struct Edges {
     const float* below = nullptr;
 };
 
+constexpr uint64_t kMaskWork = 4; // of one cell's fire mask, in multiply-adds
+
 // Cells whose hidden layer exists at one time: it stays in the cache. A multiple of every tile, and fixed:
 // gradients are added up block by block.
 constexpr int kBlockCells = 48;
@@ -50,14 +52,18 @@ constexpr int kBlockCells = 48;
 // What one thread needs, allocated before the first step.
 class Sweep {
   public:
-    Sweep(const Rule::Packed& rule, int width, int block = kBlockCells);
+    Sweep(const Rule::Packed& rule, int width, const Lookout& lookout, int block = kBlockCells);
 
-    // One step of rows first <= y < last.
-    void step(const Image& image, int first, int last, int step, const Edges& edges);
+    // One step of rows first <= y < last. Returns whether to stop: then it may not be complete.
+    bool step(const Image& image, int first, int last, int step, const Edges& edges);
+
+    // Whether to stop, after so many cells have been computed, or as many masks looked at, more.
+    bool stop_after_cells(int cells) { return lookout_.stop(cells * cell_work_); }
+    bool stop_after_masks(size_t masks) { return lookout_.stop(masks * kMaskWork); }
 
     // The parts of a step, for those who need what it computes on the way and change nothing.
     void start(const Image& image) { start(image, 0, image.height, {}); }
-    size_t count(const Image& image, int step);      // of firing cells
+    size_t count(const Image& image, int step);      // of firing cells; anything where it is to stop
     int fill_band(int y, int step);                  // lists firing cells; returns the row after the band
     int cells() const { return band_.cells; }        // in the band
     int block() const { return block_; }             // most cells of one call of hide
@@ -141,6 +147,8 @@ class Sweep {
     const Rule::Packed& rule_;
     const Kernels& kernels_;
     const int side_, row_floats_, block_; // of a patch: cells, and floats in a row of them
+    const uint64_t cell_work_;            // multiply-adds
+    Lookout lookout_;
 
     // the call in progress
     const Image* image_ = nullptr;

@@ -169,8 +169,8 @@ class Rule:
             Number of threads; the result does not depend on it. Default: ``PYNCA_NUM_THREADS``, else
             the CPUs this process may use.
         out : array, optional
-            C-contiguous float32 array of the state's shape for the result. It may be the state itself, which
-            then runs in place: no second state is needed.
+            C-contiguous, aligned float32 array of the state's shape for the result. It may be the state itself,
+            which then runs in place: no second state is needed.
 
         Returns
         -------
@@ -183,6 +183,8 @@ class Rule:
             An argument has the wrong shape, type or range; the sentence names it.
         MemoryError
             There is no room for the result.
+        KeyboardInterrupt
+            Ctrl-C was pressed, in Python's main thread; ``out`` then holds a part of the result or anything.
         """
         state = np.asarray(state)
         if state.ndim not in (3, 4) or state.shape[-1] != self.channels:
@@ -204,9 +206,10 @@ class Rule:
             out = np.empty(state.shape, np.float32)
         else:
             check_out(out, state)
+            fire = _apart(fire, out)
         if out is not state:
             with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and stays visible
-                np.copyto(out, state, casting="unsafe")
+                _copy(out, state)
         self.run_in_place(out.reshape(batched.shape), steps, masks=fire, seed=seed, samples=samples, threads=threads)
         return out
 
@@ -222,14 +225,18 @@ class Rule:
         slices: NDArray[np.uint32] | None = None,
         threads: int | None = None,
     ) -> None:
-        """Run on a C-contiguous float32 (N, H, W, C) state; ``samples`` and ``slices`` hold one number per member."""
+        """Run on a C-contiguous float32 (N, H, W, C) state; ``samples`` and ``slices`` hold one number per member.
+
+        A cell fires where its mask is not 0.
+        """
         count = len(state)
         none = np.zeros(count, np.uint32)
+        fire = masks if masks is None else _apart(masks.reshape(steps, *state.shape[:3]), state)
         _core.run(
             self._packed(),
             state,
             whole_number(steps, "steps", 0, _core.MAX_STEPS),
-            masks if masks is None else masks.reshape(steps, *state.shape[:3]),
+            fire,
             whole_number(seed, "seed", 0, 2**64 - 1),
             whole_number(level, "level", 0, _core.MAX_LEVELS - 1),
             none if samples is None else samples,
@@ -334,8 +341,28 @@ def check_out(out: object, state: NDArray[Any]) -> None:
         raise TypeError(f"out is {getattr(out, 'dtype', type(out).__name__)}; it must be an array of float32")
     if out.shape != state.shape:
         raise ValueError(f"out has shape {out.shape}; for this state it must be {state.shape}")
-    if not (out.flags.c_contiguous and out.flags.writeable):
-        raise ValueError("out must be C-contiguous and writeable")
+    if not (out.flags.c_contiguous and out.flags.aligned and out.flags.writeable):
+        raise ValueError("out must be C-contiguous, aligned and writeable")
+
+
+_PIECE = 2**26  # bytes
+
+
+def _copy(target: FloatArray, source: NDArray[Any]) -> None:
+    """Copy an array in pieces, between which Ctrl-C is heard; at once where the two overlap."""
+    if target.nbytes <= _PIECE or target.ndim == 1 or np.may_share_memory(target, source):
+        np.copyto(target, source, casting="unsafe")
+    elif len(target) == 1:
+        _copy(target[0], source[0])
+    else:
+        half = len(target) // 2
+        _copy(target[:half], source[:half])
+        _copy(target[half:], source[half:])
+
+
+def _apart(masks: UInt8Array | None, state: FloatArray) -> UInt8Array | None:
+    """Return masks in memory of their own, which running the state does not change."""
+    return masks.copy() if masks is not None and np.may_share_memory(masks, state) else masks
 
 
 def fire_mask(

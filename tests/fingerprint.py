@@ -185,7 +185,7 @@ def trainings() -> Iterator[tuple[str, np.ndarray]]:
 
 
 def heart() -> np.ndarray:
-    """A short-axis slice: lungs, the wall around them, the liver, two chambers full of blood and the muscle around one."""
+    """A short-axis slice: lungs, the body around them, the liver, two chambers full of blood, the muscle of one."""
     y, x = np.mgrid[:256, :256]
     picture = np.full((256, 256), 3) + np.abs(exact((256, 256), 80, 3.0).astype(np.int64))
     for centre, radii, grey in (

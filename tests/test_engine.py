@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import _thread
 import copy
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +25,8 @@ from hypothesis import strategies as st
 import numpy_nca
 import pynca
 from pynca import _core
+from pynca.training import tape
+from pynca.training._gradient import orthogonalized
 from support import REFERENCE, golden_cases, random_rule, random_weights
 
 pytestmark = pytest.mark.engine
@@ -196,17 +203,298 @@ sys.exit(os.waitstatus_to_exitcode(status) or (0 if np.array_equal(again, expect
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120, cwd=tmp_path, env=environment)
 
 
-def test_the_lock_of_the_interpreter_is_released() -> None:
-    rule = random_rule("conv", 16, 128)
-    state = np.zeros((150, 150, 16), np.float32)
-    running = threading.Thread(target=lambda: rule.run(state, 20, threads=1))
-    running.start()
-    ticks = 0
-    while running.is_alive() and ticks < 1000:
-        ticks += 1
-    # With the lock held the loop would have run once, when the call had ended.
-    assert ticks == 1000
-    running.join()
+def zeros(*shape: int) -> np.ndarray:
+    return np.zeros(shape, np.float32)
+
+
+def gradient_of_a_run() -> Callable[[], object]:
+    last = tape.nca(tape.Weights(random_rule("sobel", 4, 512)), tape.Node(zeros(1, 32, 32, 4)), 4000, threads=1)
+    return tape.Node(np.float32(0), (last,), lambda _: (last.value,)).backward  # type: ignore[arg-type]
+
+
+# Calls of many seconds, and what is prepared for them.
+LONG: dict[str, Callable[[], Callable[[], object]]] = {
+    "a run": lambda: lambda: random_rule("conv", 16, 128).run(zeros(64, 64, 16), 65535, threads=1),
+    "a run by rows": lambda: lambda: random_rule("conv", 16, 128).run(zeros(64, 64, 16), 65535, threads=3),
+    "a run by members": lambda: lambda: random_rule("conv", 16, 128).run(zeros(2, 64, 64, 16), 65535, threads=2),
+    "a run without firing": lambda: lambda: random_rule("conv", fire_rate=0.0).run(zeros(512, 512, 8), 65535),
+    "one step": lambda: lambda: random_rule("conv", 16, kernel_size=15).run(zeros(1500, 1500, 16), 1, threads=1),
+    "fire masks": lambda: lambda: pynca.fire_mask((4, 2**14, 2**14), 4),
+    "a recorded run": lambda: (
+        lambda: tape.nca(tape.Weights(random_rule("sobel", 4, 512)), tape.Node(zeros(1, 32, 32, 4)), 40000, threads=1)
+    ),
+    "a gradient": gradient_of_a_run,
+    "a step of Muon": lambda: lambda: orthogonalized(np.ones((2000, 4000), np.float32)),
+    "the probe": lambda: lambda: _core.peak_flops(2, 60.0),
+}
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_ctrl_c_is_heard_and_other_threads_go_on_during(name: str) -> None:
+    """With the lock of the interpreter held nobody could press it before the call had ended."""
+    call, begun, ticks, ended = LONG[name](), threading.Event(), [], False
+
+    def press() -> None:
+        begun.wait()
+        for tick in range(5):
+            time.sleep(0.01)
+            ticks.append(tick)
+        _thread.interrupt_main()
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    presser = threading.Thread(target=press)
+    presser.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):  # noqa: PT012
+            begun.set()
+            call()
+            ended = True
+            presser.join()  # here it is heard too late
+    finally:
+        signal.signal(signal.SIGINT, before)
+        presser.join()
+    assert not ended
+    assert ticks == list(range(5))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sends a signal of POSIX")
+def test_a_signal_ends_a_long_run_with_the_handlers_exception(tmp_path: Path) -> None:
+    """Of a process that a terminal interrupts, which then works on."""
+    code = """
+import signal
+import numpy as np
+from support import random_rule
+signal.signal(signal.SIGINT, signal.default_int_handler)
+rule, state = random_rule("conv", 16, 128), np.zeros((256, 256, 16), np.float32)
+expected = rule.run(state, 2, threads=2)
+print("ready", flush=True)
+try:
+    rule.run(state, 65535, threads=2)
+except KeyboardInterrupt:
+    print("heard", np.array_equal(rule.run(state, 2, threads=2), expected), flush=True)
+"""
+    path = os.pathsep.join([os.path.dirname(__file__), os.environ.get("PYTHONPATH", "")])
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE, text=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": path},
+    ) as process:  # fmt: skip
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            time.sleep(0.5)
+            process.send_signal(signal.SIGINT)
+            assert process.communicate(timeout=120)[0] == "heard True\n"
+        finally:
+            process.kill()
+
+
+def test_calls_of_other_threads_are_not_interrupted() -> None:
+    """Handlers of signals run in Python's main thread alone."""
+    rule, state = random_rule("conv", 16, 128), zeros(64, 64, 16)
+    with ThreadPoolExecutor(1) as executor:
+        result = executor.submit(rule.run, state, 300, threads=2).result()
+    np.testing.assert_array_equal(result, rule.run(state, 300, threads=1))
+
+
+# --- masks that are not what they should be ---------------------------------------------------------------
+
+
+def wild(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
+    """Any bytes, half of them 0."""
+    random = np.random.default_rng(seed)
+    return np.where(random.random(shape) < 0.5, 0, random.integers(1, 256, shape)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("size", [(7, 5), (9, 16), (12, 100), (40, 333)])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_cell_fires_where_its_mask_is_not_zero(size: tuple[int, int], threads: int, isa: str) -> None:
+    rule = random_rule("conv", 5, 9)
+    start = np.random.default_rng(1).normal(size=(2, *size, 5)).astype(np.float32)
+    for masks in (wild((3, 2, *size)), np.full((3, 2, *size), 255, np.uint8)):
+        result = start.copy()
+        rule.run_in_place(result, 3, masks=masks, threads=threads)
+        np.testing.assert_array_equal(result, rule.run(start, 3, masks=masks > 0, threads=1))
+
+
+@contextmanager
+def changing(masks: np.ndarray) -> Iterator[None]:
+    """Another thread writes any bytes into masks meanwhile."""
+    done = threading.Event()
+    versions = [wild(masks.shape, seed) for seed in range(3)]
+
+    def change() -> None:
+        while not done.is_set():
+            for version in versions:
+                masks[...] = version
+
+    writer = threading.Thread(target=change)
+    writer.start()
+    try:
+        yield
+    finally:
+        done.set()
+        writer.join()
+
+
+def test_masks_that_change_during_a_run_do_no_harm(isa: str) -> None:
+    """What comes out means nothing; memory beyond the state stays as it was."""
+    rule, masks = random_rule("sobel", 4, 8), wild((20, 1, 60, 333))
+    room = np.zeros((3, 60, 333, 4), np.float32)
+    with changing(masks):
+        for threads in (1, 2, 3):
+            rule.run_in_place(room[1:2], 20, masks=masks, threads=threads)
+    assert not room[0].any()
+    assert not room[2].any()
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_masks_in_the_memory_of_the_result(in_place: bool) -> None:
+    rule, masks = random_rule("conv", 8, 12), pynca.fire_mask((12, 13), 4, seed=2)
+    out = np.zeros((12, 13, 8), np.float32)
+    inside = out.view(np.uint8).reshape(-1)[: masks.size].reshape(masks.shape)
+    inside[...] = masks
+    start = out.copy() if in_place else np.random.default_rng(0).normal(size=out.shape).astype(np.float32)
+    expected = rule.run(start, 4, masks=masks)
+    np.testing.assert_array_equal(rule.run(out if in_place else start, 4, masks=inside, out=out), expected)
+    out[...], inside[...] = 0, masks
+    expected = rule.run(out, 4, masks=masks)
+    rule.run_in_place(out[None], 4, masks=inside)
+    np.testing.assert_array_equal(out, expected)
+
+
+# --- the compiled core, asked for what it cannot do ---------------------------------------------------------
+
+
+def at_odd_address(array: np.ndarray) -> np.ndarray:
+    copy = np.zeros(array.nbytes + 1, np.uint8)[1:].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
+STATE, NUMBERS = np.zeros((2, 6, 7, 8), np.float32), np.zeros(2, np.uint32)
+REFUSED = (ValueError, TypeError, OverflowError, BufferError, KeyError)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"rule": None}, {"state": None}, {"samples": None}, {"slices": None}),
+        *({"steps": -1}, {"steps": 65536}, {"steps": 2**31}, {"level": -1}, {"level": 16}, {"seed": -1}),
+        *({"samples": NUMBERS[:1]}, {"slices": NUMBERS[:1]}, {"samples": at_odd_address(NUMBERS)}),
+        *({"state": STATE.astype(">f4")}, {"state": STATE.astype(float)}, {"state": STATE[0]}),
+        *({"state": STATE[::-1]}, {"state": STATE[..., ::-1]}, {"state": at_odd_address(STATE)}),
+        *({"state": np.broadcast_to(STATE[:1], STATE.shape)}, {"state": np.zeros((2, 6, 7, 0), np.float32)}),
+        *({"masks": np.ones((2, 2, 6, 6), np.uint8)}, {"masks": np.ones((1, 2, 6, 7), np.uint8)}),
+        *({"masks": np.ones((2, 2, 6, 14), np.uint8)[..., ::2]}, {"masks": np.ones((2, 2, 6, 7), np.float32)}),
+    ],
+)
+def test_the_core_refuses_what_its_memory_depends_on(change: dict[str, Any]) -> None:
+    call: dict[str, Any] = {"rule": random_rule("conv")._packed(), "state": STATE.copy(), "steps": 2, "masks": None}
+    call |= {"seed": 0, "level": 0, "samples": NUMBERS, "slices": NUMBERS, "threads": 2}
+    with pytest.raises(REFUSED):
+        _core.run(**call | change)
+
+
+@pytest.mark.parametrize("threads", [-5, 0, 2**31 - 1])
+def test_the_core_bounds_threads(threads: int) -> None:
+    state = np.zeros((2000, 1, 1, 8), np.float32)
+    many = np.arange(2000, dtype=np.uint32)
+    _core.run(random_rule("sobel")._packed(), state, 1, None, 0, 0, many, many, threads)
+    assert state.any()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"out": None}, {"samples": None}, {"slices": NUMBERS[:1]}, {"level": 16}),
+        *({"fire_rate": float("nan")}, {"fire_rate": -1.0}, {"fire_rate": 2.0}),
+        *({"out": np.zeros((65536, 2, 1, 1), np.uint8)}, {"out": np.broadcast_to(np.uint8(0), (3, 2, 4, 5))}),
+    ],
+)
+def test_the_core_refuses_fire_masks_that_cannot_be(change: dict[str, Any]) -> None:
+    call: dict[str, Any] = {"out": np.zeros((3, 2, 4, 5), np.uint8), "fire_rate": 0.5, "seed": 0, "level": 0}
+    with pytest.raises(REFUSED):
+        _core.fire_mask(**call | {"samples": NUMBERS, "slices": NUMBERS} | change)
+
+
+@pytest.mark.parametrize(
+    "name", ["p0.weight", "p0.bias", "p1.weight", "p1.bias", "fc0.weight", "fc0.bias", "fc1.weight"]
+)
+def test_the_core_refuses_weights_that_do_not_fit(name: str) -> None:
+    weights = random_weights("conv", 8, 24)
+    whole = weights[name]
+    for other in (
+        *(None, "text", whole[:-1].copy(), whole[:0], whole[::-1], whole.astype(">f4"), whole.astype(float)),
+        *(at_odd_address(whole), whole[None]),
+    ):
+        with pytest.raises(REFUSED):
+            _core.CompiledRule("conv", "zero", 1, 0.5, {**weights, name: other})
+    del weights[name]
+    with pytest.raises(REFUSED):
+        _core.CompiledRule("conv", "zero", 1, 0.5, weights)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("hex", "zero", 1, 0.5),
+        ("conv", "wrap", 1, 0.5),
+        ("conv", "zero", 8, 0.5),
+        ("conv", "zero", -1, 0.5),
+        ("conv", "zero", 1, float("nan")),
+    ],
+)
+def test_the_core_refuses_options_that_cannot_be(options: tuple[Any, ...]) -> None:
+    with pytest.raises(REFUSED):
+        _core.CompiledRule(*options, random_weights("conv", 8, 24))
+
+
+def test_a_compiled_rule_is_made_once() -> None:
+    """Others may be running it."""
+    with pytest.raises(TypeError):
+        _core.CompiledRule.__new__(_core.CompiledRule)
+    rule = random_rule("conv", 8, 24)
+    state = np.random.default_rng(0).normal(size=(1, 9, 9, 8)).astype(np.float32)
+    expected = rule.run(state, 3)
+    compiled = rule._packed()
+    compiled.__init__("conv", "zero", 3, 1.0, random_weights("conv", 8, 24, seed=7))  # type: ignore[misc]
+    np.testing.assert_array_equal(rule.run(state, 3), expected)
+
+
+def test_a_rule_may_be_too_large() -> None:
+    weights = random_weights("sobel", 1, 1)
+    weights["fc1.weight"] = np.zeros((2**15 + 1, 1), np.float32)
+    weights["fc0.weight"] = np.zeros((1, 3 * (2**15 + 1)), np.float32)
+    with pytest.raises(ValueError, match="channels is 32769; it must be between 1 and 32768"):
+        pynca.Rule(weights, perception="sobel").run(np.zeros((1, 1, 2**15 + 1), np.float32), 1)
+
+
+# --- what the CPU says of itself ----------------------------------------------------------------------------
+
+X86 = bool(_core.x86_isas(0, 0, 0))
+FEATURES = 1 << 27 | 1 << 28 | 1 << 12  # the system saves registers, and says which; AVX; fused multiply-add
+AVX2, AVX512 = 1 << 5, 1 << 16 | 1 << 17 | 1 << 30 | 1 << 31
+YMM, ZMM = 0x6, 0xE6  # registers that are saved
+
+
+@pytest.mark.skipif(not X86, reason="this is no x86-64 build")
+@pytest.mark.parametrize(
+    ("features", "extended", "saved", "expected"),
+    [
+        (FEATURES, AVX2 | AVX512, ZMM, 3),
+        (FEATURES, AVX2 | AVX512, YMM, 2),
+        (FEATURES, AVX2 | AVX512, ZMM & ~0x20, 2),
+        (FEATURES, AVX2, ZMM, 2),
+        *((FEATURES, AVX2 | AVX512 & ~(1 << bit), ZMM, 2) for bit in (16, 17, 30, 31)),
+        (FEATURES, AVX2 | AVX512, 0, 1),
+        (FEATURES, AVX2 | AVX512, 0x2, 1),
+        (FEATURES, AVX512, ZMM, 1),
+        (FEATURES, 0, ZMM, 1),
+        *((FEATURES & ~(1 << bit), AVX2 | AVX512, ZMM, 1) for bit in (12, 27, 28)),
+    ],
+)
+def test_what_a_cpu_has_and_its_system_saves(features: int, extended: int, saved: int, expected: int) -> None:
+    assert _core.x86_isas(features, extended, saved) == ["baseline", "avx2", "avx512"][:expected]
 
 
 # --- the fire mask ---------------------------------------------------------------------------------------
@@ -246,6 +534,31 @@ def test_philox_known_answers() -> None:
         ),
     ]:
         assert numpy_nca.philox([np.uint64(c) for c in counter], [np.uint64(k) for k in key]) == expected
+
+
+def test_a_cell_fires_below_the_threshold_and_not_at_it(isa: str) -> None:
+    words = numpy_nca.philox([np.uint64(c) for c in (1, 2, 3, 0)], [np.uint64(5), np.uint64(0)])
+    for x, word in enumerate(words):
+        for threshold, fires in ((int(word), 0), (int(word) + 1, 1)):
+            mask = pynca.fire_mask((3, 8), 1, fire_rate=threshold / 2**32, seed=5, z=3)
+            assert mask[0, 2, 4 + x] == fires
+
+
+@pytest.mark.parametrize("width", [2**14 - 1, 2**14, 2**14 + 1, 3 * 2**14 + 37])
+def test_fire_mask_of_wide_rows(width: int, isa: str) -> None:
+    """Drawn in parts."""
+    expected = numpy_nca.fire_mask((2, width), 2, fire_rate=0.4, seed=9)
+    np.testing.assert_array_equal(pynca.fire_mask((2, width), 2, fire_rate=0.4, seed=9), expected)
+
+
+@pytest.mark.slow
+def test_fire_mask_of_the_widest_row() -> None:
+    """Two gigabytes."""
+    width = 2**31 - 1
+    mask = pynca.fire_mask((1, width), 1, seed=9)
+    words = numpy_nca.philox([np.uint64(c) for c in ((width - 1) >> 2, 0, 0, 0)], [np.uint64(9), np.uint64(0)])
+    last = [int(word < 2**31) for word in words]
+    assert mask[0, 0, -3:].tolist() == last[:3]
 
 
 def test_fire_mask_of_a_batch_and_its_rate() -> None:
@@ -301,8 +614,10 @@ def test_a_result_goes_where_it_is_wanted() -> None:
         (np.zeros((4, 5, 12), np.float64), TypeError, "out is float64; it must be an array of float32"),
         ([0.0], TypeError, "out is list; it must be an array of float32"),
         (np.zeros((5, 4, 12), np.float32), ValueError, r"out has shape \(5, 4, 12\); for this state it must be"),
-        (np.zeros((4, 5, 24), np.float32)[..., ::2], ValueError, "out must be C-contiguous and writeable"),
-        (np.frombuffer(bytes(960), np.float32).reshape(4, 5, 12), ValueError, "out must be C-contiguous and writeable"),
+        (np.zeros((4, 5, 24), np.float32)[..., ::2], ValueError, "out must be C-contiguous, aligned and writeable"),
+        (np.frombuffer(bytes(960), np.float32).reshape(4, 5, 12), ValueError, "out must be C-contiguous, aligned and"),
+        (np.zeros(961, np.uint8)[1:].view(np.float32).reshape(4, 5, 12), ValueError, "out must be C-contiguous, ali"),
+        (np.zeros((4, 5, 12), ">f4"), TypeError, "out is >f4; it must be an array of float32"),
     ],
 )
 def test_wrong_out(out: Any, error: type[Exception], sentence: str) -> None:

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import os
+import subprocess
+import sys
+import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +19,7 @@ from hypothesis import strategies as st
 import pynca
 from pynca import _core, training
 from pynca.training import losses, tape
-from pynca.training._gradient import sigmoid_and_softplus
+from pynca.training._gradient import Rollout, orthogonalized, sigmoid_and_softplus
 from pynca.training.optimizers import Adam
 from support import REFERENCE, golden_cases, random_rule
 
@@ -108,6 +114,38 @@ def test_run_by_finite_differences(kind: str, padding: str, height: int, width: 
             return loss(other, state)
 
         assert_slope(moved, weights[name], gradient, 3e-3)
+
+
+@pytest.mark.parametrize("padding", ["zero", "reflect"])
+@pytest.mark.parametrize(
+    ("kind", "kernel_size", "inputs"),
+    [("conv", 1, 1), ("conv", 5, 1), ("conv", 7, 1), ("conv", 3, 0), ("conv", 3, 3), ("sobel", 3, 0), ("sobel", 3, 3)],
+)
+def test_kernels_and_image_channels_by_finite_differences(
+    kind: str, kernel_size: int, inputs: int, padding: str
+) -> None:
+    random = np.random.default_rng(3)
+    options: dict[str, Any] = {"padding": padding, "input_channels": inputs}
+    rule = random_rule(kind, 5, 11, kernel_size=kernel_size, **options)
+    state = random.normal(size=(2, 9, 12, 5)).astype(np.float32)
+    target = (random.random((2, 9, 12)) < 0.4).astype(np.float32)
+    _, of_weights, of_state = training.gradients(rule, state, target, steps=3, seed=4)
+
+    def loss(rule: pynca.Rule, state: np.ndarray) -> float:
+        last = rule.run(state, 3, seed=4)[..., inputs : inputs + 1]
+        return losses.evaluate("dice_bce", last, target[..., None])[0]
+
+    assert_slope(lambda s: loss(rule, s), state, of_state, 3e-3)
+    for name, gradient in of_weights.items():
+        weights = rule.state_dict()
+
+        def moved(w: np.ndarray, name: str = name, weights: dict[str, np.ndarray] = weights) -> float:
+            changed = weights | {name: w}
+            return loss(pynca.Rule.from_state_dict(changed, perception=kind, **options), state)  # type: ignore[arg-type]
+
+        assert_slope(moved, weights[name], gradient, 3e-3)
+    # what never changes has no say in how it changes
+    assert not of_weights["fc1.weight"][:inputs].any()
 
 
 @pytest.mark.parametrize("name", list(losses.LOSSES))
@@ -367,6 +405,180 @@ def test_sigmoid_and_softplus_are_the_same_bits_on_every_instruction_set() -> No
         results.append(np.stack(sigmoid_and_softplus(x)).tobytes())
     _core.select_isa(before)
     assert len(set(results)) == 1
+
+
+# --- a rollout owns what it needs ------------------------------------------------------------------------
+
+
+def rollout(rule: pynca.Rule, start: np.ndarray, **change: Any) -> Rollout:
+    call: dict[str, Any] = {"perception": rule.perception, "padding": rule.padding, "fire_rate": rule.fire_rate}
+    call |= {"input_channels": rule.input_channels, "weights": dict(rule.weights), "start": start, "image": None}
+    call |= {"scale": 1, "steps": 4, "masks": None, "seed": 1, "level": 0, "wanted": None, "threads": 2}
+    call |= {"samples": np.arange(len(start), dtype=np.uint32), "slices": np.zeros(len(start), np.uint32)}
+    return Rollout(**call | change)
+
+
+def same_gradients(some: Rollout, other: Rollout) -> None:
+    np.testing.assert_array_equal(some.final_state, other.final_state)
+    of_last = np.random.default_rng(3).normal(size=some.final_state.shape).astype(np.float32)
+    (of_weights, of_start), (expected, expected_start) = some.backward(of_last), other.backward(of_last)
+    np.testing.assert_array_equal(of_start, expected_start)
+    for name, gradient in expected.items():
+        np.testing.assert_array_equal(of_weights[name], gradient, err_msg=name)
+
+
+START = np.random.default_rng(0).normal(size=(2, 12, 30, 5)).astype(np.float32)
+
+
+@pytest.mark.parametrize("kind", ["sobel", "conv"])
+def test_what_a_run_was_made_with_may_change_afterwards(kind: str) -> None:
+    """The record has room for the cells that fired then."""
+    rule, random = random_rule(kind, 5, 9), np.random.default_rng(1)
+    masks = (random.random((4, *START.shape[:3])) < 0.3).astype(np.uint8)
+    samples, slices = np.arange(2, dtype=np.uint32), np.zeros(2, np.uint32)
+    weights = {name: w.copy() for name, w in rule.weights.items()}
+    by_masks, expected = rollout(rule, START, masks=masks), rollout(rule, START, masks=masks.copy())
+    made = rollout(rule, START, samples=samples, slices=slices, weights=weights)
+    masks[...], samples[...], slices[...] = 255, 9, 7
+    for weight in weights.values():
+        weight.resize(1, refcheck=False)
+    same_gradients(by_masks, expected)
+    same_gradients(made, rollout(rule, START))
+    last = made.final_state
+    with pytest.raises(ValueError, match="WRITEABLE"):
+        last.setflags(write=True)
+
+
+@pytest.mark.parametrize("kind", ["sobel", "conv"])
+def test_masks_and_what_is_wanted_count_where_they_are_not_zero(kind: str, isa: str) -> None:
+    rule, random = random_rule(kind, 5, 9), np.random.default_rng(1)
+    masks = random.integers(0, 4, (4, *START.shape[:3]), np.uint8) * np.uint8(67)
+    wanted = random.integers(0, 3, START.shape[:3], np.uint8) * np.uint8(98)
+    for chosen in (None, wanted):
+        plain = None if chosen is None else (chosen > 0).astype(np.uint8)
+        expected = rollout(rule, START, masks=(masks > 0).astype(np.uint8), wanted=plain)
+        same_gradients(rollout(rule, START, masks=masks, wanted=chosen), expected)
+
+
+@pytest.mark.skipif(len(FUSED) < 2, reason="this CPU has one instruction set with fused multiply-add")
+@pytest.mark.parametrize("kind", ["sobel", "conv"])
+def test_the_instruction_set_may_change_at_any_time(kind: str) -> None:
+    rule, before = random_rule(kind, 10, 33), _core.isa()
+    expected, done = rollout(rule, START[..., :1].repeat(10, axis=3)), threading.Event()
+
+    def choose() -> None:
+        while not done.is_set():
+            for name in FUSED:
+                _core.select_isa(name)
+
+    chooser = threading.Thread(target=choose)
+    chooser.start()
+    try:
+        for _ in range(30):
+            same_gradients(rollout(rule, START[..., :1].repeat(10, axis=3)), expected)
+    finally:
+        done.set()
+        chooser.join()
+        _core.select_isa(before)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_memory_that_is_kept_survives_fork(tmp_path: Path) -> None:
+    """Also that of a process whose other thread was just about to take some."""
+    code = """
+import os, sys, threading
+import numpy as np
+from pynca.training import tape
+from support import random_rule
+rule, state = random_rule("sobel"), np.ones((2, 16, 16, 8), np.float32)
+def run():
+    return tape.nca(tape.Weights(rule), tape.Node(state), 3, threads=2).value
+expected, done = run(), threading.Event()
+def work():
+    while not done.is_set():
+        run()
+with tape.reused_memory():
+    worker = threading.Thread(target=work)
+    worker.start()
+    bad = 0
+    for _ in range(20):
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if np.array_equal(run(), expected) else 1)
+        bad |= os.waitpid(child, 0)[1]
+    done.set()
+    worker.join()
+sys.exit(1 if bad else 0)
+"""
+    path = os.pathsep.join([os.path.dirname(__file__), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path}
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120, cwd=tmp_path, env=environment)
+
+
+def at_odd_address(array: np.ndarray) -> np.ndarray:
+    copy = np.zeros(array.nbytes + 1, np.uint8)[1:].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"start": None}, {"start": START[0]}, {"start": START[:0]}, {"start": START[:, :0]}, {"start": START[::-1]}),
+        *({"start": START.astype(">f4")}, {"start": START.astype(float)}, {"start": at_odd_address(START)}),
+        *({"start": np.broadcast_to(START[:1], START.shape)}, {"start": np.zeros((2, 3, 4, 6), np.float32)}),
+        *({"scale": 0}, {"scale": -1}, {"scale": 2**27}, {"scale": 2**31 - 1}, {"steps": -1}, {"steps": 65536}),
+        *({"level": -1}, {"level": 16}, {"seed": -1}, {"input_channels": 5}, {"fire_rate": float("nan")}),
+        *({"samples": np.zeros(1, np.uint32)}, {"slices": None}, {"samples": at_odd_address(np.zeros(2, np.uint32))}),
+        *({"masks": np.ones((4, 2, 12, 29), np.uint8)}, {"masks": np.ones((3, 2, 12, 30), np.uint8)}),
+        *({"image": np.ones((2, 12, 29), np.float32)}, {"image": at_odd_address(START[..., 0])}),
+        *({"wanted": np.ones((2, 12, 29), np.uint8)}, {"perception": "hex"}, {"padding": "wrap"}),
+    ],
+)
+def test_a_rollout_refuses_what_its_memory_depends_on(change: dict[str, Any]) -> None:
+    with pytest.raises((ValueError, TypeError)):
+        rollout(random_rule("conv", 5, 9), START, **change)
+
+
+@pytest.mark.parametrize(
+    "name", ["p0.weight", "p0.bias", "p1.weight", "p1.bias", "fc0.weight", "fc0.bias", "fc1.weight"]
+)
+def test_a_rollout_refuses_weights_that_do_not_fit(name: str) -> None:
+    rule = random_rule("conv", 5, 9)
+    weights: dict[str, Any] = dict(rule.weights)
+    whole = weights[name]
+    for other in (None, whole[:-1].copy(), whole[:0], at_odd_address(whole), whole[None]):
+        with pytest.raises((ValueError, TypeError)):
+            rollout(rule, START, weights={**weights, name: other})
+    del weights[name]
+    with pytest.raises(ValueError, match=f"miss {name}"):
+        rollout(rule, START, weights=weights)
+
+
+def test_what_was_never_a_rollout() -> None:
+    empty = Rollout.__new__(Rollout)
+    with pytest.raises(TypeError, match="never initialised"):
+        empty.final_state  # noqa: B018
+    with pytest.raises(TypeError, match="never initialised"):
+        empty.backward(START)
+    with pytest.raises(TypeError):
+        copy.copy(rollout(random_rule("sobel", 5, 9), START))
+
+
+@pytest.mark.parametrize(
+    "gradient", [None, START[0], START[:0], START[::-1], START.astype(">f4"), at_odd_address(START)]
+)
+def test_a_gradient_must_be_the_states(gradient: Any) -> None:
+    with pytest.raises((ValueError, TypeError)):
+        rollout(random_rule("sobel", 5, 9), START).backward(gradient)
+
+
+def test_wrong_arguments_of_what_training_computes() -> None:
+    for matrix in (np.zeros(3, np.float32), np.ones((3, 3), ">f4"), at_odd_address(np.ones((3, 3), np.float32)), None):
+        with pytest.raises((ValueError, TypeError)):
+            orthogonalized(matrix)
+    with pytest.raises(ValueError, match="x must be aligned"):
+        sigmoid_and_softplus(at_odd_address(np.ones(3)))
 
 
 # --- the edges -------------------------------------------------------------------------------------------

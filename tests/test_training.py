@@ -21,6 +21,7 @@ from pynca.training import dataset, sampling
 from pynca.training.ahead import Batches
 from pynca.training.fit import fit_slices, learning_rate, train_batch
 from pynca.training.optimizers import OPTIMIZERS
+from pynca.training.pipeline import loss_and_gradients
 from pynca.training.recipe import Recipe
 from pynca.training.sampling import Augmentation, Slices
 from pynca.training.state import LOG, STATE, State, saved_recipe
@@ -93,6 +94,23 @@ def test_a_seed_repeats_and_threads_do_not_matter(optimizer: str) -> None:
     first = fit_slices(blobs(), recipe, PREPARATION, threads=1)
     assert same_weights(first, fit_slices(blobs(), recipe, PREPARATION, threads=3))
     assert not same_weights(first, fit_slices(blobs(), replace(recipe, seed=4), PREPARATION))
+
+
+def test_each_batch_has_fire_masks_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[int] = []
+
+    def differentiated(*arguments: Any, **options: Any) -> tuple[float, list[dict[str, np.ndarray]]]:
+        seeds.append(arguments[5])
+        return loss_and_gradients(*arguments, **options)
+
+    monkeypatch.setitem(train_batch.__globals__, "loss_and_gradients", differentiated)
+    for attempt in range(2):
+        state = State.start(SMALL)
+        state.attempt = attempt
+        with Batches(blobs(), SMALL) as batches:
+            for _ in range(SMALL.batches):
+                train_batch(state, batches, SMALL, PREPARATION)
+    assert len(set(seeds)) == len(seeds) == 2 * SMALL.batches
 
 
 def stop_at_four(recipe: Recipe, folder: Path, score: Callable[[pynca.Model], float] | None = None) -> None:

@@ -17,6 +17,9 @@ namespace {
 // that does not depend on threads. More threads than slots find no work.
 constexpr size_t kSlots = 16;
 
+// Forward again, back to inputs, and to weights: so many times the multiply-adds of a cell.
+constexpr int kProducts = 3;
+
 // A matrix of sums with rows padded to whole registers.
 struct Sums {
     int rows = 0, columns = 0, stride = 0;
@@ -59,8 +62,7 @@ struct Slot {
 struct Transposed {
     Matrix fc1, fc0, perceive;
 
-    explicit Transposed(const RuleWeights& w) {
-        const Kernels& kernels = active_kernels();
+    Transposed(const RuleWeights& w, const Kernels& kernels) {
         const int c = w.channels, taps = w.kernel_size * w.kernel_size;
         fc1 = Matrix(kernels, w.hidden, c, nullptr,
                      [&](int n, int k) { return w.fc1_weight[static_cast<size_t>(k) * w.hidden + n]; });
@@ -97,7 +99,8 @@ class Field {
     Field(const Rule::Packed& rule, int height, int width)
         : padding_(rule.padding), radius_(rule.radius), channels_(rule.channels), height_(height),
           width_(width), stride_(static_cast<size_t>(width + 2 * rule.radius) * rule.channels),
-          data_(stride_ * (height + 2 * rule.radius)) {}
+          data_(stride_ * (height + 2 * static_cast<size_t>(rule.radius))),
+          sums_(static_cast<size_t>(width) * rule.channels) {}
 
     float* at(int y, int x) {
         return data_.data() + (y + radius_) * stride_ + static_cast<std::ptrdiff_t>(x + radius_) * channels_;
@@ -110,17 +113,16 @@ class Field {
     // What cells get that were repeated scale x scale times, and of which an image then replaced channel 0 or
     // did not: sums over columns of sums over rows.
     void write(float* cells, int scale, bool replaced) {
-        const size_t length = static_cast<size_t>(width_) * channels_;
-        std::vector<float> sums(length);
+        const size_t length = sums_.size();
         const auto add = [](const float* from, size_t count, float* to) {
             for (size_t i = 0; i < count; ++i)
                 to[i] += from[i];
         };
         for (int y = 0; y < height_; y += scale) {
-            std::copy_n(at(y, 0), length, sums.data());
+            std::copy_n(at(y, 0), length, sums_.data());
             for (int dy = 1; dy < scale; ++dy)
-                add(at(y + dy, 0), length, sums.data());
-            const float* column = sums.data();
+                add(at(y + dy, 0), length, sums_.data());
+            const float* column = sums_.data();
             for (int x = 0; x < width_; x += scale, cells += channels_) {
                 std::copy_n(column, channels_, cells);
                 column += channels_;
@@ -160,14 +162,16 @@ class Field {
     const int radius_, channels_, height_, width_;
     const size_t stride_;
     Buffer data_;
+    std::vector<float> sums_; // of a row of cells
 };
 
 // What one thread needs.
 class Backprop {
   public:
-    Backprop(const Rule::Packed& rule, const Transposed& transposed, int height, int width)
-        : rule_(rule), kernels_(*rule.kernels), transposed_(transposed), sweep_(rule, width, 2 * kBlockCells),
-          side_(2 * rule.radius + 1), width_(width),
+    Backprop(const Rule::Packed& rule, const Transposed& transposed, int height, int width,
+             const Lookout& lookout)
+        : rule_(rule), kernels_(*rule.kernels), transposed_(transposed),
+          sweep_(rule, width, lookout, 2 * kBlockCells), side_(2 * rule.radius + 1), width_(width),
           state_(static_cast<size_t>(height) * width * rule.channels), field_(rule, height, width),
           kept_(static_cast<size_t>(rule.radius) * width * rule.channels), before_(sweep_.most_cells()),
           changes_(sweep_.most_cells() + kernels_.cells, round_up(rule.channels, kernels_.width)),
@@ -176,11 +180,12 @@ class Backprop {
           spread_(sweep_.block(), conv() ? transposed.perceive.panels().outputs : 9 * rule.channels), one_(1),
           ones_(sweep_.block(), one_.data()), cells_(sweep_.block()), patches_(cells_.size() * side_) {
         one_.data()[0] = 1.0f;
+        runs_.reserve(cells_.size()); // each has a cell at least
     }
 
     // Takes the gradient of one image's state, a member of the batch, back from after the last step to before
-    // the first, to the cells that this was made of; `image` is after the last.
-    void run(const float* gradient, Image image, int steps, const Record& record, size_t member,
+    // the first, to the cells that this was made of; `image` is after the last. Returns whether to stop.
+    bool run(const float* gradient, Image image, int steps, const Record& record, size_t member,
              const Slot& slot, float* of_start, int scale, bool replaced) {
         std::copy_n(image.state, image.row_floats * image.height, state_.data());
         image.state = state_.data();
@@ -188,9 +193,11 @@ class Backprop {
         for (int step = steps; step-- > 0;) {
             undo(image, step, record.states(step, member));
             sweep_.recall(record.perceived(step, member));
-            this->step(image, step, slot);
+            if (this->step(image, step, slot))
+                return true;
         }
         field_.write(of_start, scale, replaced);
+        return false;
     }
 
   private:
@@ -206,23 +213,31 @@ class Backprop {
         }
     }
 
-    void step(const Image& image, int step, const Slot& slot) {
+    bool step(const Image& image, int step, const Slot& slot) {
         sweep_.start(image);
         kept_end_ = 0;
-        for (int y = 0; y < image.height;) {
-            y = sweep_.fill_band(y, step);
+        for (int y = 0, next; y < image.height; y = next) {
+            next = sweep_.fill_band(y, step);
             take_changes();
-            keep_rows(y, std::min(y + rule_.radius, image.height));
-            for (int begin = 0; begin < sweep_.cells(); begin += sweep_.block())
-                block(begin, std::min(begin + sweep_.block(), sweep_.cells()), slot);
+            keep_rows(next, std::min(next + rule_.radius, image.height));
+            for (int begin = 0; begin < sweep_.cells(); begin += sweep_.block()) {
+                const int end = std::min(begin + sweep_.block(), sweep_.cells());
+                block(begin, end, slot);
+                if (sweep_.stop_after_cells(kProducts * (end - begin)))
+                    return true;
+            }
+            if (sweep_.stop_after_masks(2 * static_cast<size_t>(next - y) * image.width))
+                return true;
         }
         field_.fold();
+        return false;
     }
 
     // The gradients of the changes of the band's cells, which must not hold what this step adds.
     void take_changes() {
         sweep_.for_each_cell(0, sweep_.cells(), [&](int cell, int y, int x) {
-            before_[cell] = y < kept_end_ ? kept_row(y) + x * rule_.channels : field_.at(y, x);
+            before_[cell] = y < kept_end_ ? kept_row(y) + static_cast<std::ptrdiff_t>(x) * rule_.channels
+                                          : field_.at(y, x);
         });
         kernels_.gather(before_.data(), sweep_.cells(), rule_.channels, changes_.row(0), changes_.stride);
         for (int i = 0; i < sweep_.cells(); ++i)
@@ -394,40 +409,47 @@ void write(const RuleWeights& w, const Slot& sums, const WeightGradients& out) {
 
 } // namespace
 
-void reaching_masks(uint8_t* masks, const uint8_t* wanted, const RuleWeights& weights, size_t count,
-                    int height, int width, int steps, const Fire& fire) {
+bool reaching_masks(uint8_t* masks, const uint8_t* wanted, const RuleWeights& weights, size_t count,
+                    int height, int width, int steps, const Fire& fire, const Interrupt& interrupt) {
     const size_t cells = static_cast<size_t>(height) * width;
+    const auto not_zero = [](uint8_t value) -> uint8_t { return value != 0; };
     if (fire.masks)
-        std::copy_n(fire.masks, steps * count * cells, masks);
-    else
-        fire_masks(masks, count, height, width, steps, weights.fire_rate, fire);
+        std::transform(fire.masks, fire.masks + steps * count * cells, masks, not_zero);
+    else if (!fire_masks(masks, count, height, width, steps, weights.fire_rate, fire, interrupt))
+        return false;
+    Watch watch(interrupt);
+    Lookout lookout(watch, true);
     const int radius = weights.kernel_size / 2;
     std::vector<uint8_t> needed(cells);
     for (size_t member = 0; member < count; ++member) {
-        std::copy_n(wanted + member * cells, cells, needed.begin());
+        std::transform(wanted + member * cells, wanted + (member + 1) * cells, needed.begin(), not_zero);
         for (int step = steps; step-- > 0;) {
+            if (lookout.stop(cells * weights.kernel_size))
+                return false;
             uint8_t* mask = masks + (step * count + member) * cells;
             for (size_t i = 0; i < cells; ++i)
                 mask[i] &= needed[i];
             need_around(needed.data(), mask, radius, height, width);
         }
     }
+    return true;
 }
 
-void rollout(const RuleWeights& weights, const Start& start, float* state, Record& record, size_t count,
-             int height, int width, int steps, const Fire& fire, int threads) {
+bool rollout(const RuleWeights& weights, const Start& start, float* state, Record& record, size_t count,
+             int height, int width, int steps, const Fire& fire, int threads, const Interrupt& interrupt) {
     const Rule rule(weights);
     const Rule::Packed& packed = rule.packed();
     check_size(packed, height, width);
+    Watch watch(interrupt);
     Team team(static_cast<int>(std::min<size_t>(std::max(threads, 1), std::max<size_t>(count, 1))));
     std::vector<Sweep> sweeps;
     sweeps.reserve(team.size());
     for (int i = 0; i < team.size(); ++i)
-        sweeps.emplace_back(packed, width);
+        sweeps.emplace_back(packed, width, Lookout(watch, i == 0));
     const auto for_each_member = [&](const auto& visit) {
         std::atomic<size_t> next{0};
-        team.run([&](int thread) {
-            for (size_t member; (member = next.fetch_add(1)) < count;)
+        team.run(watch, [&](int thread) {
+            for (size_t member; (member = next.fetch_add(1)) < count && !watch.stopped();)
                 visit(sweeps[thread], image_of(packed, state, count, height, width, fire, member), member);
         });
     };
@@ -436,22 +458,27 @@ void rollout(const RuleWeights& weights, const Start& start, float* state, Recor
             record.expect(step, member, sweep.count(image, step));
         enter(start, image.state, member, packed.channels, height, width);
     });
+    if (watch.stopped()) // not all has been counted
+        return false;
     record.make_room();
     for_each_member([&](Sweep& sweep, const Image& image, size_t member) {
         for (int step = 0; step < steps; ++step) {
             sweep.record(record.states(step, member), record.perceived(step, member));
-            sweep.step(image, 0, height, step, {});
+            if (sweep.step(image, 0, height, step, {}))
+                return;
         }
     });
+    return !watch.stopped();
 }
 
-void backward(const RuleWeights& weights, int scale, bool has_image, const float* state, const Record& record,
+bool backward(const RuleWeights& weights, int scale, bool has_image, const float* state, const Record& record,
               const float* gradient, size_t count, int height, int width, int steps, const Fire& fire,
-              int threads, float* of_start, const WeightGradients& of_weights) {
+              int threads, float* of_start, const WeightGradients& of_weights, const Interrupt& interrupt) {
     const Rule rule(weights);
     const Rule::Packed& packed = rule.packed();
-    const Transposed transposed(weights);
+    const Transposed transposed(weights, *packed.kernels);
     check_size(packed, height, width);
+    Watch watch(interrupt);
     const size_t image_floats = static_cast<size_t>(height) * width * packed.channels;
     const size_t start_floats = image_floats / scale / scale;
     const size_t slot_count = std::max<size_t>(1, std::min(count, kSlots));
@@ -462,22 +489,26 @@ void backward(const RuleWeights& weights, int scale, bool has_image, const float
     std::vector<Backprop> workers;
     workers.reserve(team.size());
     for (int i = 0; i < team.size(); ++i)
-        workers.emplace_back(packed, transposed, height, width);
+        workers.emplace_back(packed, transposed, height, width, Lookout(watch, i == 0));
     std::atomic<size_t> next{0};
-    team.run([&](int thread) {
+    team.run(watch, [&](int thread) {
         const FlushSubnormals flush; // far from the loss gradients shrink from step to step, past 1e-38
         for (size_t slot; (slot = next.fetch_add(1)) < slot_count;)
             for (size_t member = slot; member < count; member += slot_count) {
                 // only read: a worker changes a copy
                 const Image last =
                     image_of(packed, const_cast<float*>(state), count, height, width, fire, member);
-                workers[thread].run(gradient + member * image_floats, last, steps, record, member,
-                                    slots[slot], of_start + member * start_floats, scale, has_image);
+                if (workers[thread].run(gradient + member * image_floats, last, steps, record, member,
+                                        slots[slot], of_start + member * start_floats, scale, has_image))
+                    return;
             }
     });
+    if (watch.stopped())
+        return false;
     for (size_t i = 1; i < slot_count; ++i)
         slots[0].add(slots[i]);
     write(weights, slots[0], of_weights);
+    return true;
 }
 
 } // namespace nca

@@ -13,11 +13,13 @@ struct WeightGradients {
     float* fc1_weight;
 };
 
-// Fire masks (steps, count, height, width) without the cells whose change reaches no cell that is wanted of
-// the last state; wanted is (count, height, width). What is wanted, and its gradient, does not depend on
-// them.
-void reaching_masks(uint8_t* masks, const uint8_t* wanted, const RuleWeights& weights, size_t count,
-                    int height, int width, int steps, const Fire& fire);
+// The following return false where they were interrupted, and leave anything in what they write.
+
+// Fire masks (steps, count, height, width), 0 or 1, without the cells whose change reaches no cell that is
+// wanted, not 0, of the last state; wanted is (count, height, width). What is wanted, and its gradient, does
+// not depend on them.
+bool reaching_masks(uint8_t* masks, const uint8_t* wanted, const RuleWeights& weights, size_t count,
+                    int height, int width, int steps, const Fire& fire, const Interrupt& interrupt = {});
 
 // What a run starts from: a state (count, height / scale, width / scale, channels), whose cells are repeated
 // scale x scale times, and an image (count, height, width) that then becomes channel 0; or null.
@@ -27,17 +29,21 @@ struct Start {
     const float* image;
 };
 
-// Runs `steps` steps from there, leaves the last state and records the way. The same bits as run.
-void rollout(const RuleWeights& weights, const Start& start, float* state, Record& record, size_t count,
-             int height, int width, int steps, const Fire& fire, int threads);
+// Runs `steps` steps from there, leaves the last state and records the way. The same bits as run. Nobody may
+// change fire's masks, samples and slices from here to the end of backward: the record has room for what they
+// are now.
+bool rollout(const RuleWeights& weights, const Start& start, float* state, Record& record, size_t count,
+             int height, int width, int steps, const Fire& fire, int threads,
+             const Interrupt& interrupt = {});
 
 // Writes the gradients of a loss with respect to the state that a run started from and to the weights, given
 // that with respect to the last state. `state` is what rollout left, `scale`, `has_image`, `record` and
 // `fire` are the same. Only cells that fired are visited; their hidden layer is computed again. The result
 // does not depend on the number of threads: members of the batch are summed in a fixed number of slots.
 // Gradients below the smallest normal number, 1.2e-38, are zero.
-void backward(const RuleWeights& weights, int scale, bool has_image, const float* state, const Record& record,
+bool backward(const RuleWeights& weights, int scale, bool has_image, const float* state, const Record& record,
               const float* gradient, size_t count, int height, int width, int steps, const Fire& fire,
-              int threads, float* of_start, const WeightGradients& of_weights);
+              int threads, float* of_start, const WeightGradients& of_weights,
+              const Interrupt& interrupt = {});
 
 } // namespace nca

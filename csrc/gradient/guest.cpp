@@ -39,8 +39,8 @@ Team::~Team() {
     lender->end_team(workers_);
 }
 
-void Team::run(void (*function)(const void*, int), const void* context) {
-    lender->run_team(workers_, function, context);
+void Team::run(void (*function)(const void*, int), const void* context, Watch& watch) {
+    lender->run_team(workers_, function, context, watch);
 }
 
 } // namespace nca

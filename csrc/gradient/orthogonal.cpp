@@ -19,7 +19,7 @@ void transpose(float* out, const float* in, std::size_t rows, std::size_t column
 
 } // namespace
 
-void orthogonalize(float* matrix, std::size_t rows, std::size_t columns) {
+bool orthogonalize(float* matrix, std::size_t rows, std::size_t columns, const Interrupt& interrupt) {
     constexpr int steps = 5;
     constexpr double nothing = 1e-12;
     constexpr float linear = 3.4445F, cubic = -4.7750F, quintic = 2.0315F;
@@ -30,12 +30,22 @@ void orthogonalize(float* matrix, std::size_t rows, std::size_t columns) {
     const double norm = std::sqrt(squares);
     if (norm < nothing) {
         std::fill_n(matrix, size, 0.0F);
-        return;
+        return true;
     }
-    const auto product = [&kernels = active_kernels()](const Values& a, const Values& b, std::size_t m,
-                                                       std::size_t k, std::size_t n, Values& out) {
-        kernels.multiply(a.data(), b.data(), static_cast<int>(m), static_cast<int>(k), static_cast<int>(n),
-                         out.data());
+    Watch watch(interrupt);
+    Lookout lookout(watch, true);
+    // By some rows at a time, between which it can be interrupted
+    const auto product = [&, &kernels = active_kernels()](const Values& a, const Values& b, std::size_t m,
+                                                          std::size_t k, std::size_t n, Values& out) {
+        const std::size_t most = std::max<std::size_t>((1 << 26) / std::max<std::size_t>(k * n, 1), 1) * 8;
+        for (std::size_t i = 0, part; i < m; i += part) {
+            part = std::min(m - i, most);
+            kernels.multiply(a.data() + i * k, b.data(), static_cast<int>(part), static_cast<int>(k),
+                             static_cast<int>(n), out.data() + i * n);
+            if (lookout.stop(part * k * n))
+                return false;
+        }
+        return true;
     };
     Values x(size), turned(size), gram(m * m), inner(m * m), powers(m * m);
     for (std::size_t i = 0; i < size; ++i)
@@ -48,23 +58,27 @@ void orthogonalize(float* matrix, std::size_t rows, std::size_t columns) {
     for (int step = 0; step < steps; ++step) {
         transpose(turned.data(), x.data(), m, n);
         std::fill(gram.begin(), gram.end(), 0.0F);
-        product(x, turned, m, n, m, gram);
+        if (!product(x, turned, m, n, m, gram))
+            return false;
         // x = linear x + (cubic g + quintic g g) x with g = x x'
         for (std::size_t i = 0; i < m * m; ++i)
             inner[i] = quintic * gram[i];
         for (std::size_t i = 0; i < m; ++i)
             inner[i * (m + 1)] += cubic;
         std::fill(powers.begin(), powers.end(), 0.0F);
-        product(inner, gram, m, m, m, powers);
+        if (!product(inner, gram, m, m, m, powers))
+            return false;
         for (std::size_t i = 0; i < size; ++i)
             turned[i] = linear * x[i];
-        product(powers, x, m, m, n, turned);
+        if (!product(powers, x, m, m, n, turned))
+            return false;
         x.swap(turned);
     }
     if (rows > columns)
         transpose(matrix, x.data(), columns, rows);
     else
         std::copy(x.begin(), x.end(), matrix);
+    return true;
 }
 
 } // namespace nca

@@ -3,6 +3,8 @@
 
 #include <cstddef>
 
+#include "../interrupt.hpp"
+
 namespace nca {
 
 // Brings the singular values of a matrix (rows, columns) near one, in place, and leaves its singular vectors:
@@ -10,7 +12,7 @@ namespace nca {
 // above a five-hundredth of the Frobenius norm are 0.68 to 1.21; smaller ones grow by up to 485. A matrix
 // whose norm is below 1e-12 becomes zeros: what rounding leaves of a momentum that has died out is no
 // direction. Every number must be finite. Sums have one order, so that the result is the same bits wherever
-// it is computed.
-void orthogonalize(float* matrix, std::size_t rows, std::size_t columns);
+// it is computed. At most 2^31 - 1 numbers. Returns false, and leaves anything, where it was interrupted.
+bool orthogonalize(float* matrix, std::size_t rows, std::size_t columns, const Interrupt& interrupt = {});
 
 } // namespace nca

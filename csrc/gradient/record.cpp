@@ -1,23 +1,34 @@
 #include "record.hpp"
 
+#include <atomic>
 #include <cstdint>
 #include <map>
 #include <mutex>
 #include <numeric>
 #include <utility>
 
+#if !defined(_WIN32)
+#include <pthread.h>
+#endif
+
 namespace nca {
 
 namespace {
 
 // Memory of records that are gone. Lives as long as the process, as nobody knows which record goes last.
+// After fork the child gets new ones, as a thread that it does not have may be at work on these.
 class Spares {
   public:
     using Memory = std::unique_ptr<float[], KeepSpare>;
 
     static Spares& get() {
-        static Spares& spares = *new Spares;
-        return spares;
+        static std::atomic<Spares*> spares = [] {
+#if !defined(_WIN32)
+            pthread_atfork(nullptr, nullptr, [] { spares = new Spares(spares.load()->users_); });
+#endif
+            return new Spares(0);
+        }();
+        return *spares.load();
     }
 
     // The smallest that is large enough, or a new one in place of the largest that is not. Not zeroed.
@@ -51,8 +62,10 @@ class Spares {
     }
 
   private:
+    explicit Spares(int users) : users_(users) {}
+
     std::mutex mutex_;
-    int users_ = 0;
+    std::atomic<int> users_;                                 // read by a child without the lock
     std::multimap<size_t, std::unique_ptr<float[]>> spares_; // by their size
 };
 

@@ -379,7 +379,7 @@ void outer_columns(int vectors, const float* const* a, int first, int rows, cons
 template <int R, int V>
 void outer_rows(const float* const* a, int first, int rows, const float* const* b, int columns, int cells,
                 float* out, int out_stride) {
-    out += first * out_stride;
+    out += (int64_t)first * out_stride;
     for (int n = 0; n < columns;) {
         const int left = (columns - n + kWidth - 1) / kWidth;
         const int vectors = left < V ? left : V;
@@ -509,7 +509,7 @@ void fire(const FireRow& row, int width, uint8_t* mask) {
     constexpr int kLanes = kWidth / 2;
     Words block = {};
     for (int lane = 0; lane < kLanes; ++lane)
-        block[lane] = (uint64_t)lane;
+        block[lane] = row.first + (uint64_t)lane;
     const int blocks = round_up(width, kFireBlock) / 4;
     for (int first = 0; first < blocks; first += kLanes, block += (uint64_t)kLanes) {
         Words c0 = block, c1 = Words{} + row.y, c2 = Words{} + row.z, c3 = Words{} + row.word3;
@@ -550,7 +550,7 @@ int list(const uint8_t* mask, int width, int* cells) {
 #endif
     for (; x < width; ++x) {
         cells[count] = x;
-        count += mask[x];
+        count += mask[x] != 0;
     }
     return count;
 }

@@ -32,6 +32,7 @@ struct FireRow {
     uint32_t key[2];
     uint32_t y, z, word3;
     uint64_t threshold;
+    uint32_t first = 0; // column, divided by four
 };
 
 struct Kernels {
@@ -77,11 +78,11 @@ struct Kernels {
     // where those of libraries depend on the CPU. NaN stays NaN.
     void (*sigmoid_and_softplus)(const double* x, int64_t count, double* sigmoid, double* softplus);
 
-    // mask[x] = 1 where cell x fires; writes whole blocks of kFireBlock cells.
+    // mask[x] = 1 where cell x, counted from the row's first, fires; writes whole blocks of kFireBlock cells.
     void (*fire)(const FireRow& row, int width, uint8_t* mask);
 
-    // Writes the numbers of the cells of a row whose mask is 1 instead of 0, and returns how many there are;
-    // `cells` has room for width of them.
+    // Writes the numbers of the cells of a row whose mask is not 0, and returns how many there are; `cells`
+    // has room for width of them. Reads each mask once: others may be changing it.
     int (*list)(const uint8_t* mask, int width, int* cells);
 
     // Multiply-adds in registers alone, `rounds` times kBurst * width: what this CPU can do at most.
