@@ -26,7 +26,7 @@ cdef extern from * nogil:
 cdef extern from "binding/signals.hpp" namespace "nca":
     cdef cppclass Interrupt:
         pass
-    Interrupt python_signals()
+    Interrupt python_signals() except *
 
 
 cdef extern from "nca.hpp" namespace "nca" nogil:

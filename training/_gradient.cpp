@@ -59,6 +59,13 @@ size_t product(std::initializer_list<size_t> factors) {
     return result;
 }
 
+nca::Interrupt signals() {
+    const nca::Interrupt interrupt = nca::python_signals();
+    if (PyErr_Occurred())
+        throw py::error_already_set();
+    return interrupt;
+}
+
 // To be called with the lock of the interpreter, after a call that was interrupted or was not.
 void raise_unless(bool done) {
     if (!done)
@@ -177,7 +184,7 @@ class Rollout {
         fire_ = {masks ? masks_.data() : nullptr, seed, level, samples_.data(), slices_.data()};
         state_.reset(new float[floats]);
         const nca::Start from = {data_of(start, "state"), scale, image ? data_of(*image, "image") : nullptr};
-        const nca::Interrupt interrupt = nca::python_signals();
+        const nca::Interrupt interrupt = signals();
         bool done = true;
         {
             const py::gil_scoped_release release;
@@ -228,7 +235,7 @@ class Rollout {
                                          at("fc0.weight"), at("fc0.bias"), at("fc1.weight")};
         float* of_start_data = of_start.mutable_data();
         const float* of_last = data_of(gradient, "gradient");
-        const nca::Interrupt interrupt = nca::python_signals();
+        const nca::Interrupt interrupt = signals();
         bool done;
         {
             const py::gil_scoped_release release;
@@ -270,7 +277,7 @@ Floats orthogonalized(const Floats& matrix) {
     float* in_place = result.mutable_data();
     std::copy_n(data_of(matrix, "matrix"), matrix.size(), in_place);
     const auto rows = static_cast<size_t>(matrix.shape(0)), columns = static_cast<size_t>(matrix.shape(1));
-    const nca::Interrupt interrupt = nca::python_signals();
+    const nca::Interrupt interrupt = signals();
     bool done;
     {
         const py::gil_scoped_release release;
@@ -288,7 +295,7 @@ std::pair<Doubles, Doubles> sigmoid_and_softplus(const Doubles& x) {
     double *first = sigmoid.mutable_data(), *second = softplus.mutable_data();
     const double* from = data_of(x, "x");
     const py::ssize_t size = x.size();
-    nca::Watch watch(nca::python_signals());
+    nca::Watch watch(signals());
     {
         const py::gil_scoped_release release;
         const nca::Kernels& kernels = nca::active_kernels();

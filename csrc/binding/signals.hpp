@@ -10,7 +10,7 @@ namespace nca {
 
 // For a call that is about to be made, with the lock of the interpreter held. When it was interrupted the
 // handler's exception, such as KeyboardInterrupt, is set. Handlers run in Python's main thread alone: calls
-// of others are not interrupted.
+// of others are not interrupted. A handler may run and raise here, too: look whether an exception is set.
 inline Interrupt python_signals() {
     PyObject* threading = PyImport_ImportModule("threading");
     PyObject* thread = threading ? PyObject_CallMethod(threading, "main_thread", nullptr) : nullptr;
@@ -20,7 +20,6 @@ inline Interrupt python_signals() {
     Py_XDECREF(ident);
     Py_XDECREF(thread);
     Py_XDECREF(threading);
-    PyErr_Clear();
     if (!in_main_thread)
         return {};
     const auto asked = [](void*) noexcept {
