@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -207,25 +208,46 @@ def zeros(*shape: int) -> np.ndarray:
     return np.zeros(shape, np.float32)
 
 
-def gradient_of_a_run() -> Callable[[], object]:
-    last = tape.nca(tape.Weights(random_rule("sobel", 4, 512)), tape.Node(zeros(1, 32, 32, 4)), 4000, threads=1)
+def long_run(*shape: int, threads: int, fire_rate: float = 0.5) -> Callable[[], object]:
+    rule = random_rule("conv", shape[-1], 128, fire_rate=fire_rate)
+    return partial(rule.run_in_place, zeros(*shape), 65535, threads=threads)
+
+
+def one_step() -> Callable[[], object]:
+    return partial(random_rule("conv", 16, kernel_size=15).run_in_place, zeros(1, 1500, 1500, 16), 1, threads=1)
+
+
+def run_of_others() -> Callable[[], object]:
+    """The thread that calls is done at once, as a rule, and waits for the other."""
+    masks = np.zeros((65535, 2, 16, 16), np.uint8)
+    masks[:, 1] = 1
+    rule = random_rule("conv", 16, 512)
+    return partial(rule.run_in_place, zeros(2, 16, 16, 16), len(masks), masks=masks, threads=2)
+
+
+def recorded_run(steps: int) -> Callable[[], tape.Node]:
+    weights, start = tape.Weights(random_rule("sobel", 4, 512)), tape.Node(zeros(1, 32, 32, 4))
+    return lambda: tape.nca(weights, start, steps, threads=1)
+
+
+def gradient() -> Callable[[], object]:
+    last = recorded_run(4000)()
     return tape.Node(np.float32(0), (last,), lambda _: (last.value,)).backward  # type: ignore[arg-type]
 
 
-# Calls of many seconds, and what is prepared for them.
+# What prepares calls of many seconds.
 LONG: dict[str, Callable[[], Callable[[], object]]] = {
-    "a run": lambda: lambda: random_rule("conv", 16, 128).run(zeros(64, 64, 16), 65535, threads=1),
-    "a run by rows": lambda: lambda: random_rule("conv", 16, 128).run(zeros(64, 64, 16), 65535, threads=3),
-    "a run by members": lambda: lambda: random_rule("conv", 16, 128).run(zeros(2, 64, 64, 16), 65535, threads=2),
-    "a run without firing": lambda: lambda: random_rule("conv", fire_rate=0.0).run(zeros(512, 512, 8), 65535),
-    "one step": lambda: lambda: random_rule("conv", 16, kernel_size=15).run(zeros(1500, 1500, 16), 1, threads=1),
-    "fire masks": lambda: lambda: pynca.fire_mask((4, 2**14, 2**14), 4),
-    "a recorded run": lambda: (
-        lambda: tape.nca(tape.Weights(random_rule("sobel", 4, 512)), tape.Node(zeros(1, 32, 32, 4)), 40000, threads=1)
-    ),
-    "a gradient": gradient_of_a_run,
-    "a step of Muon": lambda: lambda: orthogonalized(np.ones((2000, 4000), np.float32)),
-    "the probe": lambda: lambda: _core.peak_flops(2, 60.0),
+    "a run": lambda: long_run(1, 64, 64, 16, threads=1),
+    "a run by rows": lambda: long_run(1, 64, 64, 16, threads=3),
+    "a run by members": lambda: long_run(2, 64, 64, 16, threads=2),
+    "a run of others": run_of_others,
+    "a run without firing": lambda: long_run(1, 512, 512, 8, threads=1, fire_rate=0.0),
+    "one step": one_step,
+    "fire masks": lambda: partial(pynca.fire_mask, (4, 2**14, 2**14), 4),
+    "a recorded run": lambda: recorded_run(40000),
+    "a gradient": gradient,
+    "a step of Muon": lambda: partial(orthogonalized, np.ones((2000, 4000), np.float32)),
+    "the probe": lambda: partial(_core.peak_flops, 2, 60.0),
 }
 
 
