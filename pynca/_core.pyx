@@ -151,7 +151,7 @@ cdef Fire fire_of(size_t count, int steps, uint64_t seed, int level, const uint3
                   const uint32_t[::1] slices) except *:
     cdef Fire fire
     if not 0 <= steps <= kMaxSteps or not 0 <= level < kMaxLevels:
-        raise ValueError(f"steps and level are {steps} and {level}; at most {kMaxSteps} and {kMaxLevels - 1} are possible")
+        raise ValueError(f"steps is {steps} and level {level}; they may be {kMaxSteps} and {kMaxLevels - 1} at most")
     if <size_t>samples.shape[0] != count or <size_t>slices.shape[0] != count:
         raise ValueError("samples and slices must have a number for each member of the batch")
     fire.masks = NULL
@@ -170,7 +170,8 @@ cdef int heard(bint done) except -1:
 
 
 def run(CompiledRule rule not None, float[:, :, :, ::1] state not None, int steps, const uint8_t[:, :, :, ::1] masks,
-        uint64_t seed, int level, const uint32_t[::1] samples not None, const uint32_t[::1] slices not None, int threads):
+        uint64_t seed, int level, const uint32_t[::1] samples not None, const uint32_t[::1] slices not None,
+        int threads):
     """Run in place on float32 (N, H, W, C); masks are uint8 (steps, N, H, W) or None."""
     cdef size_t count = state.shape[0]
     cdef Py_ssize_t height = state.shape[1], width = state.shape[2]
