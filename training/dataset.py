@@ -51,9 +51,9 @@ def split(dataset: Dataset, validation: str | os.PathLike[str]) -> tuple[list[Ca
     names = {case.name for case in held}
     rest = [case for case in dataset.cases if case.name not in names]
     if not held or not rest:
-        patients = len({case.group for case in dataset.cases})
+        count = len({case.group for case in dataset.cases})
         raise ValueError(
-            f"of {len(dataset.cases)} cases of {patients} patient{'s' * (patients > 1)} {len(held)} would validate; "
+            f"of {len(dataset.cases)} cases of {count} patient{'s' * (count > 1)} {len(held)} would validate; "
             "both sides need at least one, unless none validates"
         )
     both = sorted({case.group for case in held} & {case.group for case in rest})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -205,7 +205,7 @@ def _scalars(values: dict[str, Any], recipe: Recipe) -> tuple[dict[str, Any], in
         if values[name] is None or repr(values[name]) == repr(none):
             values[name] = none
     begun = repr(values["smooth_loss"]) != "nan"  # else it stands right before a first step, or behind a failure
-    for name, right in (
+    rules: tuple[tuple[str, Callable[[Any], bool]], ...] = (
         ("batch", lambda v: type(v) is int and 0 <= v <= recipe.batches),
         ("attempt", lambda v: type(v) is int and 0 <= v < ATTEMPTS),
         ("best_batch", lambda v: type(v) is int and 0 <= v <= values["batch"]),
@@ -214,7 +214,8 @@ def _scalars(values: dict[str, Any], recipe: Recipe) -> tuple[dict[str, Any], in
         ("best_score", lambda v: v == -math.inf or _is_number(v)),
         ("smooth_loss", lambda v: not begun or _is_number(v)),
         ("lowest_loss", lambda v: _is_number(v) if begun else v == math.inf),
-    ):
+    )
+    for name, right in rules:
         if not right(values[name]):
             raise ValueError(f"{name} is {repr(values[name])[:60]}")
     batch = values["batch"]
