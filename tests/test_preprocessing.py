@@ -243,7 +243,8 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
         ({"orientation": codes}, ValueError, r"orientation is .*; it must name three patient directions")
         for codes in ["", "RA", "RAL", "RASR", "ras", "XYZ", None, 3, ["R", "A", "S"], b"RAS"]
     ),
-    *(({"axis": axis}, ValueError, f"axis is {axis}; it must be between 0 and 2") for axis in [3, -1, 10**400]),
+    *(({"axis": axis}, ValueError, f"axis is {axis}; it must be between 0 and 2") for axis in [3, -1]),
+    ({"axis": 10**400}, ValueError, r"axis is 10+\.\.\.0+; it must be between 0 and 2"),
     *(({"axis": axis}, TypeError, "axis is .*; it must be a whole number") for axis in [None, 1.0, "1", True, np.nan]),
     *(
         ({"spacing": spacing}, ValueError, r"spacing is .*; it must be three sizes in mm above 0")

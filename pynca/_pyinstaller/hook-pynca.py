@@ -8,7 +8,7 @@ from PyInstaller.utils.hooks import collect_data_files, collect_submodules
 _BY_THEMSELVES = ("pynca.cli", "pynca.training", "pynca.plugins", "pynca._pyinstaller", "pynca.__main__")
 # Of formats whose libraries are optional: what is installed where the program is packed.
 _OPTIONAL = (
-    *("PIL.Image", "PIL.TiffImagePlugin", "PIL._imaging", "pydicom", "pydicom.sr.codedict"),
+    *("PIL.Image", "PIL.TiffImagePlugin", "PIL._imaging", "pydicom", "pydicom.sr.codedict", "pydicom.valuerep"),
     *("highdicom", "highdicom.seg", "shtab"),
 )
 

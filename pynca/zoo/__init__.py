@@ -28,7 +28,7 @@ def find(name: str) -> Path | None:
     if not there and not os.path.exists(name):
         raise FileNotFoundError(
             f"there is no file {name}, and the bundled models were not packed with this program; PyInstaller packs "
-            "them by pynca's hook or --collect-data pynca, other packers where pynca/zoo is among the data files"
+            "them by pynca's hook, other packers where pynca/zoo is among the data files"
         )
     return _FOLDER / f"{name}.safetensors" if name in there else None
 
