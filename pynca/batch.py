@@ -13,7 +13,7 @@ from typing import Literal
 
 from . import _core
 from .errors import printable, sentence
-from .files import make_folder, remove_leftovers
+from .files import make_folder, naming, remove_leftovers
 from .layouts import Job
 from .manifest import FILE, Entry, Manifest, ModelFile, digest
 from .model import Model
@@ -114,7 +114,8 @@ def run_case(
             quality, reasons = judge(result, model)
             for kind, write in _WRITERS.items():
                 if kind in job.outputs:
-                    make_folder(job.outputs[kind].parent)
+                    with naming(job.outputs[kind], *job.outputs[kind].parents):
+                        make_folder(job.outputs[kind].parent)
                     write(result, job.outputs[kind], overwrite=overwrite)
             entry = Entry(
                 job.name,

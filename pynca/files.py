@@ -70,7 +70,7 @@ def check_writable(
     ValueError
         It is one of the inputs.
     OSError
-        There is no folder to write into, or it is a folder itself, a socket or a disk.
+        There is no folder to write into, or nothing may be written there; or it is a folder itself, a socket or a disk.
     """
     check_all([path], overwrite=overwrite, inputs=inputs, parents=parents)
 
@@ -83,18 +83,34 @@ def check_all(
     for path in map(Path, paths):
         status = _status(path)
         if status is None:
-            if not (parents or _target(path).parent.is_dir()):
-                folder = _target(path).parent
-                raise FileNotFoundError(f"{path} cannot be written: there is no folder {folder}; create it first")
+            _check_folder(path, parents=parents)
         elif stat.S_ISDIR(status.st_mode):
             raise IsADirectoryError(f"{path} cannot be written: it is a folder; give the name of a file")
         elif stat.S_ISREG(status.st_mode):
             if _identity(status) in read:
                 raise IsInput(f"{path} is an input and would be overwritten; choose another name")
-            if not overwrite and _descriptor(path) is None and not _is_sealed(path):
-                raise Occupied(path)
+            if _descriptor(path) is None:
+                if not overwrite and not _is_sealed(path):
+                    raise Occupied(path)
+                _check_folder(path)
         elif not _is_stream(status):
             raise OSError(f"{path} cannot be written: it is neither a file nor a pipe; give the name of a file")
+
+
+def _check_folder(path: Path, *, parents: bool = False) -> None:
+    """Refuse a file in whose folder none can be made."""
+    target = _target(path)
+    if target.is_symlink():
+        raise OSError(f"{path} cannot be written: it is a link that leads back to itself; choose another name")
+    there = folder = target.parent
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    if there.exists() and not there.is_dir():
+        raise NotADirectoryError(f"{path} cannot be written: {there} is not a folder; choose another name")
+    if there != folder and not parents:
+        raise FileNotFoundError(f"{path} cannot be written: there is no folder {folder}; create it first")
+    if there.is_dir() and not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(f"{path} cannot be written: there is no permission to write into the folder {there}")
 
 
 def _is_sealed(path: Path) -> bool:
@@ -244,7 +260,10 @@ def make_folder(path: Path) -> None:
         missing.append(path)
         path = path.parent
     for folder in reversed(missing):
-        folder.mkdir(exist_ok=True)
+        try:
+            folder.mkdir(exist_ok=True)
+        except FileExistsError:
+            raise NotADirectoryError(f"{folder} is not a folder; choose another name") from None
 
 
 def _finish(temporary: Path, has_seal: bool) -> None:

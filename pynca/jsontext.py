@@ -55,7 +55,7 @@ def read(path: str | os.PathLike[str], largest: int, *, surrogates: bool = False
 
 def content(path: str | os.PathLike[str], largest: int) -> bytes:
     """Return the bytes of a regular file of at most so many; a pipe or a device, which may never end, is refused."""
-    with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb") as file:
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise ValueError("it is not a regular file")

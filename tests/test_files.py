@@ -250,6 +250,39 @@ def test_a_link_stays_one_and_its_target_gets_the_content(tmp_path: Path) -> Non
 
 
 @posix
+def test_a_link_to_itself_stays(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    for overwrite in (False, True):
+        with pytest.raises(OSError, match="loop cannot be written: it is a link that leads back to itself"):
+            write(tmp_path / "loop", overwrite=overwrite)
+    assert (tmp_path / "loop").is_symlink()
+    with pytest.raises(NotADirectoryError, match="loop is not a folder"):
+        files.make_folder(tmp_path / "loop")
+
+
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("somebody's")
+    for name in ("file/x", "file/folder/x"):
+        for parents in (False, True):
+            with pytest.raises(NotADirectoryError, match=r"x cannot be written: .*file is not a folder"):
+                files.check_writable(tmp_path / name, parents=parents)
+    with pytest.raises(NotADirectoryError, match="file is not a folder; choose another name"):
+        files.make_folder(tmp_path / "file" / "folder")
+    assert (tmp_path / "file").read_text() == "somebody's"
+
+
+def test_a_folder_in_which_nothing_may_be_written_is_refused_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After hours of work it would be too late; root, who runs tests too, may write everywhere."""
+    write_table(tmp_path / "mine.csv", ["a"], [["b"]])
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
+    for name in ("mine.csv", "new.csv", "new/x.csv"):
+        with pytest.raises(PermissionError, match="cannot be written: there is no permission to write into the folder"):
+            files.check_writable(tmp_path / name, parents=True)
+
+
+@posix
 def test_the_name_of_a_link_says_the_format(tmp_path: Path, result: pynca.Segmentation) -> None:
     """Whatever its target is called, as in stores that name files by their content."""
     pytest.importorskip("PIL", reason="Pillow is not installed")

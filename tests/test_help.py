@@ -31,6 +31,7 @@ def test_help_has_the_parts_of_a_manual_page(name: str) -> None:
     parser = commands()[name] if name else cli._parser()
     assert parser.description
     text = parser.format_help()
+    assert "%%" not in text
     assert re.search(r"\nexamples:\n  pynca ", text)
     assert re.search(r"\nexit codes:\n  0 ", text)
     for action in parser._actions:

@@ -334,6 +334,27 @@ def test_a_full_disk_names_the_output_in_a_folder_too(folder: Path, run: Run, mo
     assert code == 1
     assert err.splitlines()[0] == f"pynca: {Path('pictures/case_0.png')}: No space left on device"
 
+    def no_folder(path: Path) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr("pynca.batch.make_folder", no_folder)
+    code, err = run("segment", "scan.nii.gz", "new/out.nii", *MODEL)
+    assert (code, err) == (1, f"pynca: {Path('new/out.nii')}: No space left on device\n")
+
+
+def test_a_file_in_place_of_a_folder_is_told_before_the_work(folder: Path, run: Run) -> None:
+    before = files(folder)
+    for words in (
+        *("segment scan.nii.gz {}.nii", "segment scan.nii.gz out.nii --stats {}.csv", "segment images {}"),
+        *("segment scan.nii.gz out.nii --preview {}.png", "segment scan.nii.gz out.nii --save-probability {}.nii"),
+        *("report results -o {}.html", "evaluate -o {}.csv", "animate scan.nii.gz {}.gif", "demo -o {}", "slicer {}"),
+        *("calibrate model.safetensors -o {}.safetensors", "train -o {}.safetensors"),
+    ):
+        code, err = run(*whole(words.format(Path("names.txt/x"))))
+        assert (code, len(err.splitlines())) == (1, 1), err
+        assert "names.txt is not a folder; choose another name" in err
+        assert files(folder) == before
+
 
 # --- processes ------------------------------------------------------------------------------------------------
 

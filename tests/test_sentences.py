@@ -85,6 +85,12 @@ def test_a_pipe_is_no_text(tmp_path: Path) -> None:
         jsontext.read(tmp_path / "pipe", 1000)
 
 
+def test_a_folder_is_no_text(tmp_path: Path) -> None:
+    with pytest.raises(OSError) as refused:  # a PermissionError on Windows
+        jsontext.read(tmp_path, 1000)
+    assert str(refused.value.filename) == str(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["manifest.json", "dataset.json", "config.dt"])
 def test_what_is_too_large_is_not_read(name: str, tmp_path: Path) -> None:
     with open(tmp_path / name, "wb") as file:
@@ -271,6 +277,27 @@ def test_what_is_meant(capsys: Any) -> None:
         cli.main([])
     assert leaving.value.code == 0
     assert capsys.readouterr().out.startswith("usage: pynca")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--versoin", "pynca: error: unrecognized arguments: --versoin; did you mean --version? (see `pynca --help`)"),
+        ("-x", "pynca: error: unrecognized arguments: -x (see `pynca --help`)"),
+        ("segmnt a b", "did you mean segment? (see `pynca --help`)"),
+        ("segment a b --modle m", "did you mean --model? (see `pynca segment --help`)"),
+        ("segment a", "pynca segment: error: the following arguments are required: OUT (see `pynca segment --help`)"),
+        ("train -o m.safetensors --seed x", "--seed: 'x' is not a whole number (see `pynca train --help`)"),
+        ("segment a b --skip-existing --overwrite", "not allowed with argument"),
+    ],
+)
+def test_wrong_words_are_one_line(words: str, said: str, capsys: Any) -> None:
+    with pytest.raises(SystemExit) as leaving:
+        cli.main(words.split())
+    assert leaving.value.code == 2
+    out, err = capsys.readouterr()
+    assert said in err
+    assert (out, len(err.splitlines())) == ("", 1)
 
 
 # --- what reaches a terminal ----------------------------------------------------------------------------------

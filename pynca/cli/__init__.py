@@ -154,7 +154,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
     )
     top.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
-    commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    commands = top.add_subparsers(title="commands", metavar="COMMAND")
     for command in (
         *(segment, estimate, report, animate, models, info, importing),
         *(demo, evaluate, train, calibrate, slicer, completion),

@@ -64,10 +64,12 @@ class Parser(argparse.ArgumentParser):
         namespace, rest = super().parse_known_args(args, namespace)
         if not hasattr(namespace, "options"):
             namespace.options = frozenset(self._option_string_actions)
-        if rest and hasattr(namespace, "run"):
+        if rest:
             unknown = next((word for word in rest if word.startswith("-")), "")
             meant = did_you_mean(unknown.partition("=")[0], namespace.options) if unknown.startswith("--") else ""
             self.error(f"unrecognized arguments: {' '.join(rest)}{meant}")
+        if not hasattr(namespace, "run"):
+            self.error("the following arguments are required: COMMAND")
         return namespace, rest
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
@@ -77,8 +79,8 @@ class Parser(argparse.ArgumentParser):
             raise argparse.ArgumentError(action, text)
 
     def error(self, message: str) -> NoReturn:
-        """Say on one line what is wrong, below the usage, and leave."""
-        complain(f"{self.format_usage()}{self.prog}: error: {sentence(message)}")
+        """Say on one line what is wrong, and leave."""
+        complain(f"{self.prog}: error: {sentence(message)} (see `{self.prog} --help`)")
         self.exit(WRONG_USE)
 
 
@@ -155,7 +157,7 @@ def check_outputs(
     outputs = [path for path in paths if path is not None]
     try:
         check_all(outputs, overwrite=overwrite, inputs=inputs, parents=parents)
-    except (FileNotFoundError, IsADirectoryError):  # nothing is there that could be lost
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError):  # nothing could be lost
         raise
     except (ValueError, OSError) as error:
         raise WrongUse(sentence(error)) from None
@@ -233,6 +235,8 @@ def show(*lines: str) -> None:
         print(*(printable(line) for line in lines), sep="\n", flush=True)
     except BrokenPipeError:
         silence()
+    except OSError as error:
+        raise _named(error) from None
 
 
 def flush() -> None:
@@ -240,9 +244,17 @@ def flush() -> None:
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
-    except OSError:
+    except BrokenPipeError:
         silence()
         raise
+    except OSError as error:
+        silence()
+        raise _named(error) from None
+
+
+def _named(error: OSError) -> OSError:
+    """Return an error of standard output, as on a full disk, that says so."""
+    return OSError(error.errno, error.strerror, "standard output")
 
 
 def silence() -> None:

@@ -49,7 +49,7 @@ def add(commands: Commands) -> None:
         "evaluate",
         help="measure a model on images with labels",
         description="Segment every image of a folder and compare with the label of the same name, in the image's own "
-        "voxels: hard Dice, soft Dice as Med-NCA's code computes it, 95 %% Hausdorff distance and volume error, with "
+        "voxels: hard Dice, soft Dice as Med-NCA's code computes it, 95 % Hausdorff distance and volume error, with "
         "mean, standard deviation and the bootstrap interval of the mean. Each frame of a film counts by itself.",
         epilog=_EPILOG,
     )
