@@ -144,6 +144,10 @@ def _folder_jobs(source: Path, places: Mapping[str, Path], title: str, suffix: s
     inputs = _bids_inputs(source, suffix) if bids else list(_walk(source))
     if not inputs:
         raise ValueError(f"{source} holds no image that pynca reads")
+    holding = {os.path.realpath(path.parent) for path in inputs if not path.is_dir()}
+    for folder in places.values():
+        if os.path.realpath(folder) in holding:  # through a link, else it would lie in the source
+            raise ValueError(f"{folder} holds inputs, where masks would be taken for inputs; choose another")
     jobs = []
     for path in inputs:
         # A series may be the folder itself, and that be called "."

@@ -498,6 +498,16 @@ def test_links_and_pipes_in_a_folder(tmp_path: Path) -> None:
     assert set(names(source, tmp_path / "out")) == {"a.nii", "gone.nii", "linked/c.nii", "x/b.nii"}
 
 
+@posix
+def test_no_mask_is_put_beside_inputs_that_a_link_leads_to(folder: Path, segment: Any) -> None:
+    before = sorted(path.name for path in (folder / "scans").iterdir())
+    (folder / "linked").mkdir()
+    (folder / "linked" / "in").symlink_to("../scans")
+    code, _, err = segment("linked", "scans")
+    assert (code, err) == (2, ["pynca: scans holds inputs, where masks would be taken for inputs; choose another"])
+    assert sorted(path.name for path in (folder / "scans").iterdir()) == before
+
+
 @linux
 def test_a_folder_that_cannot_be_read_is_a_failure(folder: Path) -> None:
     touch(folder / "scans", "locked/d.nii")

@@ -397,6 +397,15 @@ def test_closed_streams(streams: str, scans: Path) -> None:
     assert (scans / "s.csv").read_text().startswith("input,label,")
 
 
+@posix
+@pytest.mark.parametrize("command", ["segment scan.nii m.nii -m model.safetensors", "models"])
+def test_a_full_standard_output_is_named(command: str, scans: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("there is no /dev/full")
+    ended = shell(f"pynca {command} >/dev/full", scans)
+    assert (ended.returncode, ended.stderr) == (1, "pynca: standard output: No space left on device\n")
+
+
 def test_an_unexpected_error_is_a_sentence(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     def broken(*arguments: Any) -> None:
         raise KeyError("x" * 10**5)
