@@ -382,6 +382,46 @@ def test_what_deflates_to_more_than_its_header_says_is_not_unpacked(tmp_path: Pa
         tracemalloc.stop()
 
 
+@pytest.mark.parametrize(("endless", "syntax"), [(True, PLAIN), (False, DEFLATED)])
+def test_items_of_sequences_are_counted_before_they_take_memory(endless: bool, syntax: str, tmp_path: Path) -> None:
+    """A few kB, once deflated, whose empty items would take gigabytes as data sets of pydicom."""
+    path = tmp_path / "s" / "0.dcm"
+    items = pydicom.Sequence([pydicom.Dataset()] * 300_000)
+    items.is_undefined_length = endless
+    write_slice(path, stack()[0], syntax=syntax, SourceImageSequence=items)
+    for read in (volumes.read_volume, volumes.read_outline):
+        with pytest.raises(ValueError, match=r"0\.dcm holds sequences of more than 262,144 items"):
+            read(path)
+
+
+def test_deflated_headers_are_counted_together(tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    for k in range(20):
+        write_slice(folder / f"{k}.dcm", stack()[0], (0, 0, k), syntax=DEFLATED, ICCProfile=bytes(4 * 10**6))
+    for path in (folder, folder / "3.dcm"):
+        with pytest.raises(
+            ValueError, match=r"holds 1\d images whose headers have \d\d,\d{3},\d{3} bytes that were defl"
+        ):
+            volumes.read_outline(path)
+    for k in range(1, 20):
+        write_slice(folder / f"{k}.dcm", stack()[0], (0, 0, k), syntax=DEFLATED)
+    assert volumes.read_volume(folder).data.shape == (3, 4, 20)
+
+
+def test_a_length_that_lies_takes_no_memory(tmp_path: Path) -> None:
+    path = tmp_path / "s" / "0.dcm"
+    write_slice(path, stack()[0], ICCProfile=bytes(8))
+    content = path.read_bytes()
+    at = content.index(b"\x28\0\0\x20OB\0\0")
+    path.write_bytes(content[: at + 8] + struct.pack("<I", 2**31) + content[at + 12 :])
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=r"0\.dcm "):
+        volumes.read_volume(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**24
+
+
 @pytest.mark.parametrize("bits", [8, 16, 32])
 def test_big_endian_slices(bits: int, tmp_path: Path) -> None:
     pixels = (np.arange(12).reshape(4, 3) * 7 - 20).astype(f"i{bits // 8}")

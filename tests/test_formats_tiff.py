@@ -402,6 +402,28 @@ def test_pages_that_share_a_strip_are_told_before_they_are_unpacked(tmp_path: Pa
     assert peak < 2**20
 
 
+@pytest.mark.parametrize(
+    ("layout", "held"),
+    [
+        ({"deflate": True, "tile": (2048, 2048)}, 2 * 8 * 2**22),
+        ({"tags": {259: ("u2", [32773])}, "encode": lambda _: b"\x81\0" * 2**18, "tile": (2048, 2048)}, 3 * 8 * 2**22),
+        ({"deflate": True, "tags": {262: ("u2", [1]), 338: ("u2", [1] * 15)}}, 16 * 2 * 8 * 2**8),
+    ],
+    ids=["deflate", "packbits", "channels"],
+)
+def test_what_a_tile_unpacks_to_is_told(layout: dict[str, Any], held: int, tmp_path: Path) -> None:
+    """Tiles may be larger than their page, and hold channels beside the grey ones."""
+    channels = 16 if "tile" not in layout else 1
+    path = tmp_path / "x.tif"
+    path.write_bytes(tiff([np.zeros((16, 16, channels))], **layout))
+    assert picture.outline(path).reading > held
+    tracemalloc.start()
+    picture.read(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < picture.outline(path).reading + 2**20
+
+
 @pytest.mark.parametrize("layout", [{}, {"deflate": True}, {"tile": (64, 64)}])
 def test_pages_are_held_once(layout: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "x.tif").write_bytes(tiff([np.full((256, 256), n, np.uint16) for n in range(64)], **layout))

@@ -8,10 +8,11 @@ import struct
 import warnings
 import zlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -40,6 +41,11 @@ _DEFLATED = b"1.2.840.10008.1.2.1.99"
 _INFLATED = b"1.2.840.10008.1.2.1".ljust(len(_DEFLATED), b"\0")
 _LONG = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
 _MOST_HEADER = 2**22  # bytes of a deflated header: what is longer holds more than a header
+_ITEMS = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")  # how an item of a sequence begins, little and big endian
+_MOST_ITEMS = 2**18  # of one file: an item of 8 bytes takes a hundred times as much once it is read
+# What the headers of a series may hold together: so much, and so much more for each file
+_ITEMS_TOGETHER = (2**16, 2**8)
+_INFLATED_TOGETHER = (2**26, 2**18)  # bytes
 
 
 def is_dicom(path: Path) -> bool:
@@ -125,7 +131,7 @@ def _series(path: Path) -> tuple[list[_Slice], Affine, list[str]]:
             first = _readable(path)
             uid = _text(first.header, "SeriesInstanceUID")
         beside = (_header(file) for file in files_in(path.parent) if file != path)
-        series = [first, *(head for head in beside if _belongs(head, uid))]
+        series = list(_bounded(chain([first], (head for head in beside if _belongs(head, uid)))))
     with about(path):
         slices = _sorted([_slice(head) for head in series])
         return slices, _affine(slices), _doubts(slices)
@@ -139,6 +145,8 @@ class _Head:
     header: Any
     announced: int | None
     there: int  # bytes from there to the end of the file
+    items: int  # of its sequences
+    inflated: int  # bytes, of one that was deflated
 
 
 def _header(path: Path) -> _Head:
@@ -162,12 +170,34 @@ def _header(path: Path) -> _Head:
         if not found and there == 0 and begin > _MOST_HEADER:
             raise Refused(f"has a deflated header of more than {_MOST_HEADER >> 20} MiB")
         announced = next((length for tag, length in found if tag == _PIXELS), None)
-        return _Head(path, header, announced, there)
+        return _Head(path, header, announced, there, file.items, begin if isinstance(file.raw, io.BytesIO) else 0)
 
 
-def _opened(path: Path, most: int) -> BinaryIO:
+class _Watched(io.BufferedReader):
+    """A file that ends, for pydicom, where it has read more items of sequences than memory can be taken for."""
+
+    items = 0
+    name = ""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Read as any file does, but take no memory for bytes that a length promises and that are not there."""
+        if size is not None and size > _MOST_HEADER:
+            here = self.tell()
+            size = min(size, self.seek(0, os.SEEK_END) - here)
+            self.seek(here)
+        content = super().read(size) if self.items <= _MOST_ITEMS else b""
+        self.items += sum(map(content.count, _ITEMS))
+        return content
+
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)  # type: ignore[arg-type]
+        if self.items > _MOST_ITEMS:
+            raise Refused(f"holds sequences of more than {_MOST_ITEMS:,} items, which no slice needs")
+
+
+def _opened(path: Path, most: int) -> _Watched:
     """Open a file; one whose content is deflated as if it were not, at most so many bytes of it."""
-    file = open(path, "rb")  # noqa: SIM115 - whoever calls closes it
+    file = _Watched(io.FileIO(path))  # whoever calls closes it
     start = file.read(2**16)
     end = _end_of_meta(start)
     if _DEFLATED not in start[:end]:
@@ -182,7 +212,7 @@ def _opened(path: Path, most: int) -> BinaryIO:
             if not packed:
                 raise Refused("is damaged or cut short: its deflated content has no end")
             content += unpacker.decompress(packed, most - len(content))
-    return io.BytesIO(content)
+    return _Watched(io.BytesIO(content))
 
 
 def _end_of_meta(start: bytes) -> int:
@@ -200,9 +230,28 @@ def _is_image(header: Any) -> bool:
     return "Rows" in header and not _MASKS.intersection(map(str, _values(header, "SOPClassUID")))
 
 
-def _belongs(head: _Head, uid: str) -> bool:
+def _belongs(head: _Head, uid: str | None = None) -> bool:
+    """Tell whether a file is an image, of one series if that is given."""
     with about(head.file):
-        return _is_image(head.header) and _text(head.header, "SeriesInstanceUID") == uid
+        return _is_image(head.header) and uid in (None, _text(head.header, "SeriesInstanceUID"))
+
+
+def _bounded(heads: Iterable[_Head]) -> Iterator[_Head]:
+    """Give headers that are kept while the others are read, until they hold more together than any series needs."""
+    items = inflated = 0
+    for count, head in enumerate(heads, 1):
+        items += head.items
+        inflated += head.inflated
+        for what, total, (first, each) in (
+            ("items of sequences", items, _ITEMS_TOGETHER),
+            ("bytes that were deflated", inflated, _INFLATED_TOGETHER),
+        ):
+            if count > 1 and total > (most := first + count * each):
+                raise ValueError(
+                    f"{head.file.parent} holds {count} images whose headers have {total:,} {what}; at most {most:,} "
+                    "are read"
+                )
+        yield head
 
 
 def _readable(path: Path) -> _Head:
@@ -221,11 +270,9 @@ def _only_series(folder: Path) -> list[_Head]:
     """Return the files and headers of the one series of images in a folder."""
     series: dict[str, list[_Head]] = defaultdict(list)
     files = files_in(folder)
-    for file in files:
-        head = _header(file)
-        with about(file):
-            if _is_image(head.header):
-                series[_text(head.header, "SeriesInstanceUID")].append(head)
+    for head in _bounded(head for head in map(_header, files) if _belongs(head)):
+        with about(head.file):
+            series[_text(head.header, "SeriesInstanceUID")].append(head)
     with about(folder):
         if len(series) == 1:
             return next(iter(series.values()))

@@ -41,7 +41,7 @@ class _Picture:
     dtype: np.dtype[Any]
     load: Callable[[], Array]
     doubt: str = ""
-    unpacked: int = 0  # bytes that Pillow holds beside the values
+    unpacked: int = 0  # bytes that stand beside the values while those are unpacked
 
 
 def read(path: Path) -> Volume:
@@ -133,7 +133,7 @@ def _tiff(file: BinaryIO, *, label: bool) -> _Picture:
             reader.fill(data.reshape(*page.shape, -1)[..., number], page, label=label)
         return data
 
-    return _Picture(shape, dtype, load, reader.doubt)
+    return _Picture(shape, dtype, load, reader.doubt, max(map(reader.unpacked, pages)))
 
 
 def _png(file: BinaryIO, *, label: bool) -> _Picture:

@@ -79,6 +79,9 @@ _NONE, _JPEG = 1, 7
 _DEFLATE = (8, 32946)
 _FAX = (2, 3, 4)
 _BYTES = (5, 32773, 34925, 50000)  # LZW, PackBits, LZMA, Zstandard
+# How many times what a strip or tile unpacks to stands while that is done: zlib joins pieces; Pillow copies twice what
+# it holds, which is a byte for a bit, and four bytes for three colours
+_COPIES = {**dict.fromkeys(_DEFLATE, 2), **dict.fromkeys(_BYTES, 3), **dict.fromkeys(_FAX, 24), _JPEG: 4}
 _REVERSED = bytes(int(f"{n:08b}"[::-1], 2) for n in range(256))
 
 _AXES = {  # of a stack, as messages, ImageJ and OME call them
@@ -207,6 +210,16 @@ class Reader:
         else:
             _check_image(page, self._list(page, "extra", page.samples).tolist())
         next(self._blocks(page))
+
+    def unpacked(self, page: Page) -> int:
+        """Return how many bytes stand beside the values while a strip or tile is unpacked; 0 of one that is not packed.
+
+        A tile can be larger than its page, and hold channels of which none is kept.
+        """
+        if page.compression == _NONE:
+            return 0
+        rows, columns = page.block
+        return self._size + _COPIES[page.compression] * rows * page.row_bytes(columns) + 4 * _BLOCK_BYTES
 
     def fill(self, out: Array, page: Page, *, label: bool) -> None:
         """Write the grey values of a page, or its stored numbers, as displayed."""
