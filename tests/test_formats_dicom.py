@@ -399,9 +399,7 @@ def test_deflated_headers_are_counted_together(tmp_path: Path) -> None:
     for k in range(20):
         write_slice(folder / f"{k}.dcm", stack()[0], (0, 0, k), syntax=DEFLATED, ICCProfile=bytes(4 * 10**6))
     for path in (folder, folder / "3.dcm"):
-        with pytest.raises(
-            ValueError, match=r"holds 1\d images whose headers have \d\d,\d{3},\d{3} bytes that were defl"
-        ):
+        with pytest.raises(ValueError, match=r"holds 1\d images whose headers have [\d,]+ bytes that were deflated"):
             volumes.read_outline(path)
     for k in range(1, 20):
         write_slice(folder / f"{k}.dcm", stack()[0], (0, 0, k), syntax=DEFLATED)

@@ -270,6 +270,29 @@ def test_a_length_that_lies_takes_no_memory(tmp_path: Path) -> None:
         tracemalloc.stop()
 
 
+def test_rows_of_a_narrow_picture_take_more_than_their_pixels(tmp_path: Path) -> None:
+    path = tmp_path / "x.png"
+    path.write_bytes(png((1, 2**28), 8, 0, bytes(2**20)))
+    assert picture.outline(path).reading >= 2**28 * (1 + 4 + 8)
+
+
+def test_a_picture_too_short_for_its_size_takes_no_memory(tmp_path: Path) -> None:
+    path = tmp_path / "x.png"
+    path.write_bytes(png((5, 2**25), 8, 0, b"\0" * 99))
+    with pytest.raises(ValueError, match=r"x\.png is damaged or cut short: its pixels take 167,772,160 bytes"):
+        picture.read(path)
+
+
+@pytest.mark.parametrize(("mode", "progressive", "held"), [("L", False, 1), ("L", True, 1 + 2), ("RGB", True, 4 + 6)])
+def test_coefficients_of_a_progressive_jpeg_are_counted(
+    mode: str, progressive: bool, held: int, tmp_path: Path
+) -> None:
+    path = tmp_path / "x.jpg"
+    Image.new(mode, (400, 300)).save(path, progressive=progressive)
+    blocks = 2 * 4 * 400 * 300  # that are copied
+    assert picture.outline(path).reading >= 400 * 300 * (1 + held) + blocks
+
+
 def test_an_outline_of_a_jpeg(tmp_path: Path) -> None:
     path = tmp_path / "x.jpg"
     Image.fromarray(GREY).save(path)

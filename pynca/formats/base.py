@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Affine = NDArray[np.float64]
+DEFLATE = 1032  # no byte that was deflated becomes more
 
 # Neighbouring labels differ in lightness as well as in hue, for colour-blind eyes
 _COLOURS = (

@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from ..files import open_input
 from ..orientation import checked_affine, possible
 from ..seal import BLANK, sealed
-from .base import Affine, Refused, Volume, about, check_dtype, colour_of, native, parsing
+from .base import DEFLATE, Affine, Refused, Volume, about, check_dtype, colour_of, native, parsing
 
 if TYPE_CHECKING:
     from nibabel.spatialimages import SpatialImage
@@ -43,7 +43,6 @@ _LABEL = 1002  # NIfTI: the values are labels
 _CARET = 30  # NIfTI: an extension in the XML of Connectome Workbench
 _MAX_AXIS = 32767  # of NIfTI-1
 _NEAR = 0.1  # mm, or a voxel of a microscope: further apart, two matrices are two places
-_DEFLATE = 1032  # no byte of a gzip file becomes more
 
 
 def read(path: Path, which: Which) -> Volume:
@@ -160,7 +159,7 @@ def _unpacked(file: BinaryIO) -> tuple[BinaryIO, int]:
     packed = file.read(2) == b"\x1f\x8b"
     file.seek(0)
     if packed:
-        return cast(BinaryIO, gzip.GzipFile(fileobj=file, mode="rb")), size * _DEFLATE
+        return cast(BinaryIO, gzip.GzipFile(fileobj=file, mode="rb")), size * DEFLATE
     return file, size
 
 

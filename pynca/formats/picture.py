@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ..files import open_input
 from ..seal import PNG_CHUNK, TEXT
 from . import tiff
-from .base import Refused, Volume, about, colour_of, optional, parsing
+from .base import DEFLATE, Refused, Volume, about, colour_of, optional, parsing
 
 SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
 LOSSY = (".jpg", ".jpeg")
@@ -27,6 +27,7 @@ _GREY = ("L", "I", "I;16", "I;16B", "I;16L")
 _SPREAD = {"L;2": 85, "L;4": 17}  # by what Pillow multiplies grey of few bits
 _PNG_FULL = 65535
 _PNG_GREY, _PNG_PALETTE = 0, 3
+_PNG_CHANNELS = {2: 3, 4: 2, 6: 4}  # of the types of colour that have several
 _COLOUR = 4  # bytes of a pixel of any number of channels above 1, as Pillow holds it
 _BLOCK_PIXELS = 2**22  # what Pillow unpacked is copied so many pixels at a time
 
@@ -157,9 +158,12 @@ def _png(file: BinaryIO, *, label: bool) -> _Picture:
         raise Refused(f"is a film of {frames} pictures; it must be a single one, or a TIFF of several pages")
     size = int.from_bytes(header[:4], "big"), int.from_bytes(header[4:8], "big")
     dtype = np.dtype("u2" if header[8] == 16 else "u1")
+    least = size[0] * size[1] * header[8] * _PNG_CHANNELS.get(header[9], 1) // 8
     unpacked = _pixel_bytes(dtype.itemsize if header[9] in (_PNG_GREY, _PNG_PALETTE) else _COLOUR, size, file)
 
     def clean() -> bytes:
+        if least > DEFLATE * file.seek(0, 2):
+            raise Refused(f"is damaged or cut short: its pixels take {least:,} bytes, and it cannot hold as many")
         return _PNG + b"".join(_bytes(file, *place) for place in kept)
 
     picture = _by_pillow("PngImagePlugin", "PngImageFile", clean, size, dtype, content(b"eXIf", 2**20), label=label)
@@ -170,7 +174,7 @@ def _jpeg(file: BinaryIO, *, label: bool) -> _Picture:
     """Pillow is given the picture alone, without further ones, profiles and the like."""
     if label:
         raise Refused("is a JPEG, whose values are not exact; a label must be PNG, TIFF, .npy or NIfTI")
-    size, channels, exif, kept = (0, 0), 0, b"", [(0, 2)]
+    size, channels, exif, kept, whole = (0, 0), 0, b"", [(0, 2)], False
     for marker, start, length in _segments(file):
         if marker == 0xE1 and not exif and _bytes(file, start + 4, 6) == b"Exif\0\0":
             exif = _bytes(file, start + 4, length - 4)
@@ -179,6 +183,7 @@ def _jpeg(file: BinaryIO, *, label: bool) -> _Picture:
                 raise Refused("is damaged or cut short: it states its size twice")
             frame = _bytes(file, start + 5, 5)
             size, channels = (int.from_bytes(frame[2:4], "big"), int.from_bytes(frame[:2], "big")), frame[-1]
+            whole = marker not in (0xC0, 0xC1) or channels > 1
         if not (0xE1 <= marker <= 0xED or marker in (0xEF, 0xFE)):
             _keep(kept, start, length)
 
@@ -186,13 +191,18 @@ def _jpeg(file: BinaryIO, *, label: bool) -> _Picture:
         return b"".join(_bytes(file, *place) for place in kept)
 
     picture = _by_pillow("JpegImagePlugin", "JpegImageFile", clean, size, np.dtype("u1"), exif, label=label)
-    return replace(picture, unpacked=_pixel_bytes(1 if channels == 1 else _COLOUR, size, file))
+    # What comes in several scans stands as coefficients until the last of them
+    coefficients = 2 * channels * size[0] * size[1] if whole else 0
+    return replace(picture, unpacked=_pixel_bytes(1 if channels == 1 else _COLOUR, size, file) + coefficients)
 
 
 def _pixel_bytes(each: int, size: tuple[int, int], file: BinaryIO) -> int:
-    """Return what Pillow holds of a picture: the file's content, its pixels, and a block of them that is copied."""
-    pixels = size[0] * size[1]
-    return file.seek(0, 2) + each * pixels + 2 * _COLOUR * min(pixels, _BLOCK_PIXELS)
+    """Return what Pillow holds of a picture: the file's content, its pixels, and a block of them that is copied.
+
+    Rows begin at multiples of four bytes, and each has an address.
+    """
+    rows = size[1] * (-(-each * size[0] // 4) * 4 + 8)
+    return file.seek(0, 2) + rows + 2 * _COLOUR * min(size[0] * size[1], _BLOCK_PIXELS)
 
 
 def _bytes(file: BinaryIO, start: int, length: int) -> bytes:
