@@ -110,12 +110,32 @@ def chunk(kind: bytes, content: bytes) -> bytes:
 
 
 def png(
-    size: tuple[int, int], bits: int, colour: int, rows: bytes, *, before: bytes = b"", after: bytes = b""
+    size: tuple[int, int],
+    bits: int,
+    colour: int,
+    rows: bytes,
+    *,
+    before: bytes = b"",
+    after: bytes = b"",
+    interlaced: bool = False,
 ) -> bytes:
     """Write a PNG of some columns and rows, whose rows begin with the number of their filter."""
-    head = chunk(b"IHDR", struct.pack(">IIBBBBB", *size, bits, colour, 0, 0, 0))
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", *size, bits, colour, 0, 0, interlaced))
     body = chunk(b"IDAT", zlib.compress(rows))
     return b"\x89PNG\r\n\x1a\n" + head + before + body + after + chunk(b"IEND", b"")
+
+
+def interlaced(values: NDArray[np.uint8]) -> bytes:
+    """Write a grey PNG whose pixels come in the seven passes of Adam7."""
+    rows = b"".join(
+        b"\0" + row.tobytes()
+        for top, left, down, across in (
+            *((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)),
+        )
+        for row in values[top::down, left::across]
+        if row.size
+    )
+    return png(values.shape[::-1], 8, 0, rows, interlaced=True)
 
 
 def exif(orientation: int) -> bytes:

@@ -424,6 +424,14 @@ def test_what_a_tile_unpacks_to_is_told(layout: dict[str, Any], held: int, tmp_p
     assert peak < picture.outline(path).reading + 2**20
 
 
+@pytest.mark.parametrize("compression", ["tiff_lzw", "packbits", "tiff_deflate", "group4", "jpeg"])
+def test_a_large_strip_is_no_bomb(compression: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = Image.fromarray(np.full((40, 30), 255, np.uint8))
+    image.convert("1" if compression == "group4" else "L").save(tmp_path / "x.tif", compression=compression)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    np.testing.assert_array_equal(volumes.read_volume(tmp_path / "x.tif").data, np.full((40, 30), 255))
+
+
 @pytest.mark.parametrize("layout", [{}, {"deflate": True}, {"tile": (64, 64)}])
 def test_pages_are_held_once(layout: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "x.tif").write_bytes(tiff([np.full((256, 256), n, np.uint16) for n in range(64)], **layout))

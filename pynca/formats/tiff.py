@@ -28,6 +28,7 @@ MAX_PAGES = 65535
 _MAX_TAGS = 65535
 _MAX_SIDE = 2**31 - 1
 _MAX_SAMPLES = 16  # so that a page unpacks to no more than so many times its grey
+_PACKED_BYTES = 2**15  # are unpacked at a time
 _BLOCK_BYTES = 2**22  # rows are turned into numbers so many bytes at a time
 _TILE_PIXELS = 2**24  # a tile may be larger than the page, but not without limit
 
@@ -79,7 +80,7 @@ _NONE, _JPEG = 1, 7
 _DEFLATE = (8, 32946)
 _FAX = (2, 3, 4)
 _BYTES = (5, 32773, 34925, 50000)  # LZW, PackBits, LZMA, Zstandard
-# How many times what a strip or tile unpacks to stands while that is done: zlib joins pieces; Pillow copies twice what
+# How many times what a strip or tile unpacks to stands while that is done: what zlib gives is moved as it grows; Pillow copies twice what
 # it holds, which is a byte for a bit, and four bytes for three colours
 _COPIES = {**dict.fromkeys(_DEFLATE, 2), **dict.fromkeys(_BYTES, 3), **dict.fromkeys(_FAX, 24), _JPEG: 4}
 _REVERSED = bytes(int(f"{n:08b}"[::-1], 2) for n in range(256))
@@ -358,7 +359,7 @@ class Reader:
         columns = page.block[1]
         length = rows * page.row_bytes(columns)
         if page.compression in _DEFLATE:
-            unpacked: Any = zlib.decompressobj().decompress(content, length)
+            unpacked: Any = _inflated(content, length)
         elif page.compression in _FAX:
             unpacked = np.packbits(self._by_pillow(page, content, rows, columns, 1), axis=1).reshape(-1)
         elif page.compression == _JPEG:
@@ -392,6 +393,7 @@ class Reader:
                     tags[tag] = page.lists[tag][0], values.tolist()
         plugin = optional("PIL.TiffImagePlugin", "image", "a compressed TIFF")
         with _quiet(), plugin.TiffImageFile(BytesIO(_file_of(tags, content))) as image:
+            image.im = plugin.Image.core.new(image.mode, image.size)  # else Pillow would judge its size
             return np.asarray(image)
 
     def _parsed(self, page: Page, content: Any, rows: int, columns: int) -> Array:
@@ -508,6 +510,16 @@ def palette(colours: Array) -> Callable[[Array], Array]:
 
 def _as_is(values: Array) -> Array:
     return values
+
+
+def _inflated(content: bytes, length: int) -> bytearray:
+    """Return so many bytes that were deflated, or what there is of them; Ctrl-C is heard meanwhile."""
+    unpacker, unpacked = zlib.decompressobj(), bytearray()
+    for place in range(0, len(content), _PACKED_BYTES):
+        unpacked += unpacker.decompress(content[place : place + _PACKED_BYTES], length - len(unpacked))
+        if len(unpacked) == length:  # of which 0 more would mean any number
+            break
+    return unpacked
 
 
 def _few_bits(content: Array, bits: int, columns: int, samples: int) -> Array:

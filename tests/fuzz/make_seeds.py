@@ -12,16 +12,18 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
+import pydicom
 from PIL import Image
 
 import pynca
+from picture_files import few_bits, interlaced, tiff
 from pynca import cli
 from pynca.training import fit_slices
 from pynca.training.recipe import Recipe
 from pynca.training.state import STATE
 from support import random_model
 from test_archive import archive, mapping, program, storage, tensor
-from test_formats_dicom import write_series
+from test_formats_dicom import stack, write_series, write_slice
 from test_training import blobs
 
 from .readers import SEEDS
@@ -44,11 +46,21 @@ def nifti(folder: Path) -> None:
     scaled = nibabel.Nifti1Image(whole((4, 4, 3), "<i2"), affine)
     scaled.header.set_slope_inter(0.5, 3)
     nibabel.save(scaled, folder / "scaled.nii")
+    big = nibabel.Nifti1Image(whole((5, 4, 3), ">i2"), affine, nibabel.Nifti1Header(endianness=">"))
+    big.header.extensions.append(nibabel.nifti1.Nifti1Extension("comment", b"made up"))
+    nibabel.save(big, folder / "big.nii")
 
 
 def dicom(folder: Path) -> None:
     write_series(folder / "beside", count=3, RescaleSlope=2.0, RescaleIntercept=-5.0, SeriesDescription="axial")
     (folder / "beside" / "3.dcm").rename(folder / "middle.dcm")
+    runs = pydicom.dcmread(folder / "middle.dcm")
+    runs.compress(pydicom.uid.RLELossless, generate_instance_uid=False)
+    runs.save_as(folder / "rle.dcm")
+    for name, syntax, order in (("implicit", "1.2.840.10008.1.2", "<"), ("big", "1.2.840.10008.1.2.2", ">")):
+        pixels = stack()[1]
+        raw = pixels.astype(f"{order}i2").tobytes()
+        write_slice(folder / f"{name}.dcm", pixels, (-7, 11, 8), syntax=syntax, PixelData=raw)
 
 
 def picture(folder: Path) -> None:
@@ -64,6 +76,18 @@ def picture(folder: Path) -> None:
     deep.save(folder / "packed.tif", compression="tiff_deflate")
     Image.fromarray(whole((6, 5), "<f4")).save(folder / "pages.tif", save_all=True, append_images=[deep.convert("F")])
     grey.convert("1").save(folder / "bits.tif", compression="group4")
+    values = whole((9, 7), "u1")
+    (folder / "interlaced.png").write_bytes(interlaced(values))
+    grey.save(folder / "progressive.jpg", quality=50, progressive=True)
+    grey.save(folder / "lzw.tif", compression="tiff_lzw")
+    grey.save(folder / "packbits.tif", compression="packbits")
+    grey.save(folder / "jpeg.tif", compression="jpeg")
+    (folder / "tiles.tif").write_bytes(tiff([values.astype("f4")], tile=(16, 16), deflate=True))
+    (folder / "big.tif").write_bytes(tiff([values.astype("u2")] * 2, big=True, order=">", tile=(16, 16)))
+    (folder / "planes.tif").write_bytes(tiff([np.dstack([values] * 3)], separate=True, rows=4))
+    (folder / "bits12.tif").write_bytes(
+        tiff([values], {258: ("u2", [12]), 262: ("u2", [0])}, encode=few_bits(12), order=">")
+    )
 
 
 def _turned() -> bytes:

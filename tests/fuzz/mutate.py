@@ -257,23 +257,63 @@ def png(rng: random.Random, content: bytes) -> bytes:
 def tiff(rng: random.Random, content: bytes) -> bytes:
     """Change entries of the first directory, or where the next one stands."""
     order = {b"II": "<", b"MM": ">"}[content[:2]]
+    big = b"+" in content[2:4]
+    start, count_kind, word, each = (8, "Q", "Q", 20) if big else (4, "H", "I", 12)
+    room = 2 ** (8 * struct.calcsize(word))
     data = bytearray(content)
-    (at,) = struct.unpack_from(order + "I", data, 4)
-    (count,) = struct.unpack_from(order + "H", data, at)
+    (at,) = struct.unpack_from(order + word, data, start)
+    (count,) = struct.unpack_from(order + count_kind, data, at)
+    entries = at + struct.calcsize(order + count_kind)
     for _ in range(rng.choice((1, 1, 2))):
-        entry = at + 2 + 12 * rng.randrange(count)
+        entry = entries + each * rng.randrange(count)
         what = rng.random()
         if what < 0.6:
-            struct.pack_into(order + "I", data, entry + 8, rng.choice(_WHOLE) % 2**32)
+            value = rng.choice(_WHOLE)
+            if rng.random() < 0.5 and order == ">":  # a short stands at the left
+                struct.pack_into(">H", data, entry + each - struct.calcsize(word), value % 2**16)
+            else:
+                struct.pack_into(order + word, data, entry + each - struct.calcsize(word), value % room)
         elif what < 0.8:
-            struct.pack_into(order + "I", data, entry + 4, rng.choice(_WHOLE) % 2**32)
+            struct.pack_into(order + word, data, entry + 4, rng.choice(_WHOLE) % room)
         elif what < 0.9:
             struct.pack_into(order + "H", data, entry + 2, rng.choice((0, 1, 2, 3, 4, 5, 6, 11, 12, 16, 200)))
         elif what < 0.95:
             struct.pack_into(order + "H", data, entry, rng.choice((254, 256, 258, 259, 262, 274, 277, 284, 317, 339)))
         else:
-            struct.pack_into(order + "I", data, at + 2 + 12 * count, rng.choice((at, 8, 0xFFFFFFFF, len(data) - 2)))
+            link = rng.choice((at, 8, room - 1, len(data) - 2))
+            struct.pack_into(order + word, data, entries + each * count, link)
     return bytes(data)
+
+
+def jpeg(rng: random.Random, content: bytes) -> bytes:
+    """Change, double, leave out or exchange segments, with the right length most of the time."""
+    if content[:2] != b"\xff\xd8":
+        raise ValueError("no JPEG")
+    pieces, at = [], 2
+    while content[at + 1] != 0xDA:
+        length = int.from_bytes(content[at + 2 : at + 4], "big")
+        pieces.append((content[at : at + 2], content[at + 4 : at + 2 + length]))
+        at += 2 + length
+    scans = content[at:]
+    n, what = rng.randrange(len(pieces)), rng.random()
+    marker, data = pieces[n]
+    if what < 0.4:
+        pieces[n] = marker, any_bytes(rng, data)
+    elif what < 0.5:
+        pieces[n] = b"\xff" + bytes([rng.choice((0xC0, 0xC1, 0xC2, 0xC4, 0xC9, 0xDB, 0xDD, 0xE1, 0xEE, 0xFE))]), data
+    elif what < 0.6:
+        del pieces[n]
+    elif what < 0.7:
+        pieces.insert(n, pieces[n])
+    elif what < 0.8:
+        pieces.insert(n, rng.choice(pieces))
+    else:
+        scans = any_bytes(rng, scans)
+    written = b""
+    for marker, data in pieces:
+        length = len(data) + 2 if rng.random() < 0.98 else rng.choice(_WHOLE)
+        written += rng.choice((b"", b"", b"", b"\xff")) + marker + (length % 2**16).to_bytes(2, "big") + data
+    return content[:2] + written + scans
 
 
 # --- arrays and DICOM -------------------------------------------------------------------------------------
@@ -309,8 +349,10 @@ def dicom(rng: random.Random, content: bytes) -> bytes:
         kind = content[at + 4 : at + 6]
         start = at + (12 if kind in _LONG else 8)
         length = int.from_bytes(content[at + 6 : at + 8] if start - at == 8 else content[at + 8 : at + 12], "little")
+        if length == 2**32 - 1:  # encapsulated pixels, to the end
+            length = len(content) - start
         if length > len(content) - start:
-            raise ValueError("not explicit, or encapsulated")
+            raise ValueError("not explicit")
         elements.append((content[at : at + 4], kind, content[start : start + length]))
         at = start + length
     for _ in range(rng.choice((1, 1, 2, 3))):
@@ -334,6 +376,7 @@ def dicom(rng: random.Random, content: bytes) -> bytes:
     written = []
     for tag, kind, value in elements:
         size = len(value) if rng.random() < 0.98 else rng.choice(_WHOLE)
+        size = 2**32 - 1 if value[:4] == b"\xfe\xff\x00\xe0" and rng.random() < 0.95 else size
         length = (
             bytes(2) + (size % 2**32).to_bytes(4, "little") if kind in _LONG else (size % 2**16).to_bytes(2, "little")
         )

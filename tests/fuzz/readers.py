@@ -137,7 +137,8 @@ _NIFTI = (
 
 
 def _pictures(rng: random.Random, content: bytes) -> bytes:
-    kind = {b"\x89P": mutate.png, b"II": mutate.tiff, b"MM": mutate.tiff}.get(content[:2])
+    kinds = {b"\x89P": mutate.png, b"II": mutate.tiff, b"MM": mutate.tiff, b"\xff\xd8": mutate.jpeg}
+    kind = kinds.get(content[:2])
     return mutate.one_of(*([kind] * 4 if kind else []), mutate.any_bytes)(rng, content)
 
 
