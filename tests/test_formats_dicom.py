@@ -8,6 +8,7 @@ import shutil
 import struct
 import tracemalloc
 import warnings
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -392,6 +393,17 @@ def test_items_of_sequences_are_counted_before_they_take_memory(endless: bool, s
     for read in (volumes.read_volume, volumes.read_outline):
         with pytest.raises(ValueError, match=r"0\.dcm holds sequences of more than 262,144 items"):
             read(path)
+
+
+def test_elements_of_a_deflated_header_are_counted(tmp_path: Path) -> None:
+    """Zeros are elements without a value."""
+    write_slice(tmp_path / "s" / "0.dcm", stack()[0], syntax=DEFLATED)
+    content = (tmp_path / "s" / "0.dcm").read_bytes()
+    meta = 144 + int.from_bytes(content[140:144], "little")
+    packer = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    (tmp_path / "s" / "0.dcm").write_bytes(content[:meta] + packer.compress(bytes(2**22)) + packer.flush())
+    with pytest.raises(ValueError, match=r"0\.dcm holds a deflated header of too many elements"):
+        volumes.read_outline(tmp_path / "s")
 
 
 def test_deflated_headers_are_counted_together(tmp_path: Path) -> None:

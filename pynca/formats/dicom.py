@@ -42,6 +42,7 @@ _INFLATED = b"1.2.840.10008.1.2.1".ljust(len(_DEFLATED), b"\0")
 _LONG = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
 _MOST_HEADER = 2**22  # bytes of a deflated header: what is longer holds more than a header
 _ITEMS = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")  # how an item of a sequence begins, little and big endian
+_MOST_READS = 2**18  # of a deflated file: an element is read in one to three
 _MOST_ITEMS = 2**18  # of one file: an item of 8 bytes takes a hundred times as much once it is read
 # What the headers of a series may hold together: so much, and so much more for each file
 _ITEMS_TOGETHER = (2**16, 2**8)
@@ -170,14 +171,26 @@ def _header(path: Path) -> _Head:
         if not found and there == 0 and begin > _MOST_HEADER:
             raise Refused(f"has a deflated header of more than {_MOST_HEADER >> 20} MiB")
         announced = next((length for tag, length in found if tag == _PIXELS), None)
-        return _Head(path, header, announced, there, file.items, begin if isinstance(file.raw, io.BytesIO) else 0)
+        return _Head(path, header, announced, there, file.items, begin if file.deflated else 0)
 
 
 class _Watched(io.BufferedReader):
-    """A file that ends, for pydicom, where it has read more items of sequences than memory can be taken for."""
+    """A file that ends, for pydicom, where it has read more than memory and time can be taken for."""
 
     items = 0
+    reads = 0
     name = ""
+
+    @property
+    def deflated(self) -> bool:
+        """Whether what is read was unpacked, so that a small file can hold a great deal."""
+        return isinstance(self.raw, io.BytesIO)
+
+    @property
+    def _excess(self) -> str:
+        if self.items > _MOST_ITEMS:
+            return f"sequences of more than {_MOST_ITEMS:,} items"
+        return "a deflated header of too many elements" if self.deflated and self.reads > _MOST_READS else ""
 
     def read(self, size: int | None = -1, /) -> bytes:
         """Read as any file does, but take no memory for bytes that a length promises and that are not there."""
@@ -185,14 +198,15 @@ class _Watched(io.BufferedReader):
             here = self.tell()
             size = min(size, self.seek(0, os.SEEK_END) - here)
             self.seek(here)
-        content = super().read(size) if self.items <= _MOST_ITEMS else b""
+        content = b"" if self._excess else super().read(size)
+        self.reads += 1
         self.items += sum(map(content.count, _ITEMS))
         return content
 
     def __exit__(self, *error: object) -> None:
         super().__exit__(*error)  # type: ignore[arg-type]
-        if self.items > _MOST_ITEMS:
-            raise Refused(f"holds sequences of more than {_MOST_ITEMS:,} items, which no slice needs")
+        if self._excess:
+            raise Refused(f"holds {self._excess}, which no slice needs")
 
 
 def _opened(path: Path, most: int) -> _Watched:

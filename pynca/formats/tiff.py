@@ -80,8 +80,8 @@ _NONE, _JPEG = 1, 7
 _DEFLATE = (8, 32946)
 _FAX = (2, 3, 4)
 _BYTES = (5, 32773, 34925, 50000)  # LZW, PackBits, LZMA, Zstandard
-# How many times what a strip or tile unpacks to stands while that is done: what zlib gives is moved as it grows; Pillow copies twice what
-# it holds, which is a byte for a bit, and four bytes for three colours
+# How many times what a strip or tile unpacks to stands meanwhile: what zlib gives is moved as it grows; Pillow copies
+# twice what it holds, which is a byte for a bit, and four bytes for three colours
 _COPIES = {**dict.fromkeys(_DEFLATE, 2), **dict.fromkeys(_BYTES, 3), **dict.fromkeys(_FAX, 24), _JPEG: 4}
 _REVERSED = bytes(int(f"{n:08b}"[::-1], 2) for n in range(256))
 
