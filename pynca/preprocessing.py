@@ -18,6 +18,7 @@ from .rule import FloatArray, whole_number
 _UNIT = 2.0**32  # probabilities are summed as whole multiples of its inverse
 # A hostile model file must not ask for more memory than a slice of such a size takes.
 MAX_SIZE = 4096
+_FAR = 2.0**-16  # of the largest value: what differs by less has at most 256 steps in float32
 
 Real = NDArray[np.float64] | NDArray[np.float32]
 
@@ -89,7 +90,7 @@ class Preparation:
 
     def prepare(self, slices: Real) -> FloatArray:
         """Bring slices (N, h, w) to (N, H, W) of ``size``, float32 in [0, 1]. A constant slice becomes zeros."""
-        resized = resize_cubic(np.asarray(slices, np.float64), self.size)
+        resized = resize_cubic(_from_near(slices), self.size)
         # float32, as the values stand in the papers' arrays; percentiles are of the resized slice.
         # Cubic interpolation overshoots, so that the largest values would leave float32.
         limit = float(np.finfo(np.float32).max)
@@ -105,6 +106,17 @@ class Preparation:
             position = (np.arange(n) + 0.5) * logits.shape[axis] / n - 0.5 + self.label_offset
             logits = _linear(logits, position, axis)
         return logits
+
+
+def _from_near(slices: Real) -> NDArray[np.float64]:
+    """Return slices in float64, counted from their least value where float32 could not tell them apart from afar.
+
+    Such are the numbers 0 to 255 of a picture that begin at 2**31; models do not see where they begin.
+    """
+    low, high = (limit(axis=(1, 2), keepdims=True) for limit in (slices.min, slices.max))
+    ends = low.astype(np.float64), high.astype(np.float64)
+    far = (low != high) & (ends[1] - ends[0] <= np.maximum(*np.abs(ends)) * _FAR)
+    return np.asarray(np.where(far, slices - low, slices) if far.any() else slices, np.float64)
 
 
 def _numbers(values: object, count: int, *, whole: bool = False) -> bool:

@@ -100,6 +100,17 @@ def test_prepared_slices_lie_in_zero_to_one_whatever_their_unit(
         np.testing.assert_allclose(preparation.prepare(slices * gain + shift), prepared, rtol=0, atol=tolerance)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "offset"),
+    [("u4", 2**31), ("u4", 2**32 - 256), ("i4", -(2**31)), ("u8", 2**64 - 256), ("i8", -(2**63)), ("f8", 1e12)],
+)
+def test_values_far_from_zero_are_told_apart(dtype: str, offset: float) -> None:
+    preparation = pynca.Preparation((24, 24))
+    slices = np.random.default_rng(0).integers(0, 256, (2, 20, 30))
+    moved = slices.astype(dtype) + np.array(offset, dtype)
+    np.testing.assert_allclose(preparation.prepare(moved), preparation.prepare(slices.astype(float)), rtol=0, atol=1e-6)
+
+
 def test_the_largest_values_of_float32_overshoot_into_no_infinity() -> None:
     """Between zeros and the largest number the cubic kernel gives more than it: that must not become infinite."""
     slices = np.zeros((2, 10, 10))

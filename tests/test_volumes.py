@@ -339,6 +339,7 @@ REFUSED: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "infinite offset": ("x.nii", patched(vox_offset=np.inf), "has its voxels at byte inf, not behind the header"),
     "infinite slope": ("x.nii", patched(scl_slope=-np.inf), "scaled by -inf and moved by 0; both must be finite"),
     "infinite intercept": ("x.nii", patched(scl_slope=1, scl_inter=np.inf), "scaled by 1 and moved by inf; both must"),
+    "more axes than there are": ("x.nii", patched(dim=[8, 3, 4, 5, 1, 1, 1, 1]), "has 8 axes by its header"),
     "one axis": ("x.nii", patched(dim=[1, 3, 4, 5, 1, 1, 1, 1]), r"has shape \(3,\); a volume must have three axes"),
     "two axes": ("x.nii", patched(dim=[2, 3, 4, 5, 1, 1, 1, 1]), r"has shape \(3, 4\)"),
     "four axes": (

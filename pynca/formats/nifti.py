@@ -194,6 +194,10 @@ def _header(block: bytes) -> tuple[Any, NDArray[np.floating]]:
 
 def _check_numbers(header: Any) -> None:
     """Refuse numbers that nibabel would trip over, in words of its own."""
+    size = header["sizeof_hdr"]
+    if size != header.sizeof_hdr and size.byteswap() == header.sizeof_hdr:  # nibabel tells the order of bytes by dim
+        count = int(header["dim"][0].byteswap())
+        raise Refused(f"has {count} axes by its header (dim); a volume must have three, and a film of volumes four")
     begin, least = float(header["vox_offset"]), header.single_vox_offset
     if header["magic"].item() == header.single_magic and not least <= begin < math.inf:
         raise Refused(f"has its voxels at byte {begin:g}, not behind the header; they must begin at {least} or later")
