@@ -376,6 +376,14 @@ def test_another_reader_agrees(tmp_path: Path) -> None:
     np.testing.assert_array_equal(volumes.read_volume(path).data, smooth, strict=True)
 
 
+def test_a_large_stack_is_written_in_small_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pages = [np.arange(n, n + 64 * 50, dtype=np.uint16).reshape(64, 50) for n in range(3)]
+    (tmp_path / "x.tif").write_bytes(tiff(pages))
+    monkeypatch.setattr("pynca.formats.tiff._LARGE_STACK", 1)
+    monkeypatch.setattr("pynca.formats.tiff._BLOCK_BYTES", 4096)
+    np.testing.assert_array_equal(volumes.read_volume(tmp_path / "x.tif").data, np.dstack(pages), strict=True)
+
+
 # --- hostile files -------------------------------------------------------------------------------------------
 
 

@@ -30,6 +30,7 @@ _MAX_SIDE = 2**31 - 1
 _MAX_SAMPLES = 16  # so that a page unpacks to no more than so many times its grey
 _PACKED_BYTES = 2**15  # are unpacked at a time
 _BLOCK_BYTES = 2**22  # rows are turned into numbers so many bytes at a time
+_LARGE_STACK = 2**30  # bytes
 _TILE_PIXELS = 2**24  # a tile may be larger than the page, but not without limit
 
 _TYPES = dict(
@@ -227,10 +228,13 @@ class Reader:
         stored = as_stored(out, page.orientation)
         tone = _as_is if label else self._tone(page)
         colours = 3 if page.photometric in (_RGB, _YCBCR) else 1
+        # Numbers of other pages lie between those of this one: where they are very many, fewer are written at a time,
+        # so that Ctrl-C is heard
+        spread = 1 + stored.size * abs(stored.strides[-1]) // _LARGE_STACK
         for sample, top, left, where in self._blocks(page):
             if sample >= colours:
                 continue  # transparency
-            for row, values in self._numbers(page, top, where):
+            for row, values in self._numbers(page, top, where, _BLOCK_BYTES // min(spread, 16)):
                 part = stored[row : row + len(values), left : left + page.block[1]]
                 channels = [tone(values[:, : part.shape[1], n]) for n in range(min(values.shape[2], colours))]
                 if sample == 0:
@@ -333,12 +337,12 @@ class Reader:
             where = int(offsets[n]) + page.shift, int(lengths[n])
             yield sample, place // across * rows, place % across * columns, where
 
-    def _numbers(self, page: Page, top: int, where: tuple[int, int]) -> Iterator[tuple[int, Array]]:
-        """Give a strip or tile as numbers (row, column, sample), some rows at a time, each with its first row."""
+    def _numbers(self, page: Page, top: int, where: tuple[int, int], most: int) -> Iterator[tuple[int, Array]]:
+        """Give a strip or tile as numbers (row, column, sample), rows of so many bytes at a time, with the first's."""
         rows, columns = page.block
         wanted = min(rows, page.height - top)
         stride = page.row_bytes(columns)
-        step = max(1, _BLOCK_BYTES // stride)
+        step = max(1, most // stride)
         if page.compression == _NONE and where[1] < wanted * stride:
             raise Refused(f"is damaged or cut short: {where[1]:,} bytes stand for {wanted * stride:,}")
         unpacked = None if page.compression == _NONE else self._unpacked(page, where, rows if page.tiled else wanted)
