@@ -18,7 +18,8 @@ _PAIRS = 2**21  # of points whose distances stand in memory at once
 
 
 def hard_dice(mask: Mask, label: Mask) -> float:
-    """Return ``2 |mask and label| / (|mask| + |label|)``; 1 where both are empty."""
+    """Return ``2 |mask and label| / (|mask| + |label|)``, of all values but 0; 1 where both are empty."""
+    mask, label = _sets(mask, label)
     total = int(mask.sum()) + int(label.sum())
     return 2.0 * int((mask & label).sum()) / total if total else 1.0
 
@@ -29,13 +30,16 @@ def soft_dice(probability: FloatArray, label: Mask) -> float:
     This is what Med-NCA's official code reports as Dice (there on the prepared grid); it lies about one
     point under `hard_dice`. 1 where both sums are 0.
     """
-    p = probability.astype(np.float64)
+    p, label = np.asarray(probability, np.float64), _sets(label)[0]
+    if p.shape != label.shape:
+        raise ValueError(f"probability has shape {p.shape} and label {label.shape}; they must be alike")
     total = float(p.sum()) + int(label.sum())
     return 2.0 * float(p[label].sum()) / total if total else 1.0
 
 
 def volume_error(mask: Mask, label: Mask) -> float:
     """Return ``(|mask| - |label|) / |label|``: the relative error of the volume; NaN for an empty label."""
+    mask, label = _sets(mask, label)
     size = int(label.sum())
     return (int(mask.sum()) - size) / size if size else math.nan
 
@@ -50,9 +54,9 @@ def hd95(mask: Mask, label: Mask, spacing: Sequence[float] | None = None, *, aff
     Parameters
     ----------
     mask, label : array
-        bool, of the same shape, 2D or 3D.
+        Of the same shape, 2D or 3D; every value but 0 is inside.
     spacing : sequence of float, optional
-        Size of a voxel along each axis, such as mm; the axes stand at right angles.
+        Size of a voxel along each axis, such as mm, above 0; the axes stand at right angles.
     affine : array, optional
         (4, 4), from voxel indices to coordinates, in place of ``spacing`` for a volume: distances are those between
         coordinates, also where its axes do not stand at right angles, as with a tilted gantry.
@@ -61,10 +65,9 @@ def hd95(mask: Mask, label: Mask, spacing: Sequence[float] | None = None, *, aff
     ------
     ValueError
         The masks differ in shape, there are not as many sizes as axes, or neither or both of ``spacing`` and
-        ``affine``.
+        ``affine``; or these are of no voxel: sizes of 0, negative or not finite, an affine whose axes coincide.
     """
-    if mask.shape != label.shape:
-        raise ValueError(f"mask has shape {mask.shape} and label {label.shape}; they must be alike")
+    mask, label = _sets(mask, label)
     steps = _steps(mask.ndim, spacing, affine)
     if not mask.any() or not label.any():
         return 0.0 if mask.any() == label.any() else math.inf
@@ -79,6 +82,14 @@ def hd95(mask: Mask, label: Mask, spacing: Sequence[float] | None = None, *, aff
     return float(np.percentile(distances, 95))
 
 
+def _sets(*masks: ArrayLike) -> list[Mask]:
+    """Return what is inside masks, whatever their dtype: ``&`` and sums count other values than 0 and 1 wrongly."""
+    inside = [np.asarray(mask) != 0 for mask in masks]
+    if len(inside) > 1 and inside[0].shape != inside[1].shape:
+        raise ValueError(f"mask has shape {inside[0].shape} and label {inside[1].shape}; they must be alike")
+    return inside
+
+
 def _steps(axes: int, spacing: Sequence[float] | None, affine: ArrayLike | None) -> NDArray[np.float64]:
     """Return where a step along each axis leads to, as the columns of a matrix."""
     if (spacing is None) == (affine is None):
@@ -87,10 +98,15 @@ def _steps(axes: int, spacing: Sequence[float] | None, affine: ArrayLike | None)
         matrix = np.asarray(affine, np.float64)
         if matrix.shape != (4, 4) or axes != 3:
             raise ValueError(f"affine has shape {matrix.shape} and the mask {axes} axes; (4, 4) goes with three")
-        return matrix[:3, :3]
+        steps = matrix[:3, :3]
+        if not np.isfinite(steps).all() or np.linalg.matrix_rank(steps) < axes:
+            raise ValueError(f"affine is {matrix.tolist()}; its three axes must be finite and span a space")
+        return steps
     sizes = np.asarray(spacing, np.float64)
     if sizes.shape != (axes,):
         raise ValueError(f"spacing is {spacing!r}; the mask has {axes} axes")
+    if not (np.isfinite(sizes).all() and (sizes > 0).all()):
+        raise ValueError(f"spacing is {spacing!r}; sizes must be above 0")
     return np.diag(sizes)
 
 

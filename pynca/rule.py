@@ -227,15 +227,25 @@ class Rule:
     ) -> None:
         """Run on a C-contiguous float32 (N, H, W, C) state; ``samples`` and ``slices`` hold one number per member.
 
-        A cell fires where its mask is not 0.
+        A cell fires where its mask is not 0. Raises as `run`.
         """
-        count = len(state)
+        check_out(state, state, "state")
+        if state.ndim != 4 or state.shape[-1] != self.channels:
+            raise ValueError(f"state has shape {state.shape}; it must be (N, H, W, {self.channels})")
+        steps, count = whole_number(steps, "steps", 0, _core.MAX_STEPS), len(state)
+        for name, numbers in (("samples", samples), ("slices", slices)):
+            if numbers is not None and (getattr(numbers, "dtype", None) != np.uint32 or numbers.shape != (count,)):
+                raise ValueError(f"{name} must be an array of {count} uint32, one for each member of the batch")
+        if masks is not None and (
+            getattr(masks, "dtype", None) != np.uint8 or masks.size != steps * state[..., 0].size
+        ):
+            raise ValueError(f"masks must be an array of uint8 of shape {(steps, *state.shape[:3])}")
         none = np.zeros(count, np.uint32)
         fire = masks if masks is None else _apart(masks.reshape(steps, *state.shape[:3]), state)
         _core.run(
             self._packed(),
             state,
-            whole_number(steps, "steps", 0, _core.MAX_STEPS),
+            steps,
             fire,
             whole_number(seed, "seed", 0, 2**64 - 1),
             whole_number(level, "level", 0, _core.MAX_LEVELS - 1),
@@ -335,14 +345,14 @@ def check_masks(masks: ArrayLike, steps: int, cells: tuple[int, ...], name: str 
     return array
 
 
-def check_out(out: object, state: NDArray[Any]) -> None:
+def check_out(out: object, state: NDArray[Any], name: str = "out") -> None:
     """Refuse an array that cannot take the result of running ``state``."""
     if not isinstance(out, np.ndarray) or out.dtype != np.float32:
-        raise TypeError(f"out is {getattr(out, 'dtype', type(out).__name__)}; it must be an array of float32")
+        raise TypeError(f"{name} is {getattr(out, 'dtype', type(out).__name__)}; it must be an array of float32")
     if out.shape != state.shape:
-        raise ValueError(f"out has shape {out.shape}; for this state it must be {state.shape}")
+        raise ValueError(f"{name} has shape {out.shape}; for this state it must be {state.shape}")
     if not (out.flags.c_contiguous and out.flags.aligned and out.flags.writeable):
-        raise ValueError("out must be C-contiguous, aligned and writeable")
+        raise ValueError(f"{name} must be C-contiguous, aligned and writeable")
 
 
 _PIECE = 2**26  # bytes
@@ -404,6 +414,8 @@ def fire_mask(
     ------
     ValueError, TypeError
         An argument is out of range or of the wrong type.
+    MemoryError
+        There is no room for the masks.
     """
     if not isinstance(shape, (tuple, list)) or len(shape) not in (2, 3):
         raise ValueError(f"shape is {shape!r}; it must be (H, W) or (N, H, W)")
@@ -411,7 +423,11 @@ def fire_mask(
     sizes = [whole_number(n, "shape", 0, 2**31 - 1) for n in shape]
     count = whole_number(sizes[0] if len(sizes) == 3 else 1, "N", 0, _core.MAX_SAMPLES)
     first = whole_number(sample, "sample", 0, _core.MAX_SAMPLES - count)
-    out = np.empty((whole_number(steps, "steps", 0, _core.MAX_STEPS), count, *sizes[-2:]), np.uint8)
+    whole = whole_number(steps, "steps", 0, _core.MAX_STEPS), count, *sizes[-2:]
+    try:
+        out = np.empty(whole, np.uint8)
+    except (ValueError, MemoryError):  # more bytes than NumPy can count, or than there are
+        raise MemoryError(f"the fire masks have shape {(whole[0], *sizes)}; there is no room for them") from None
     _core.fire_mask(
         out,
         fire_rate,

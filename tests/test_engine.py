@@ -690,7 +690,32 @@ def test_wrong_arguments_of_run(arguments: dict[str, Any], error: type[Exception
         random_rule("conv").run(call.pop("state"), call.pop("steps"), **call)
 
 
+@pytest.mark.parametrize(
+    ("change", "error", "sentence"),
+    [
+        ({"state": None}, TypeError, "state is NoneType; it must be an array of float32"),
+        ({"state": [1.0]}, TypeError, "state is list; it must be an array of float32"),
+        ({"state": STATE.astype(float)}, TypeError, "state is float64; it must be an array of float32"),
+        ({"state": STATE.astype(">f4")}, TypeError, "state is >f4; it must be an array of float32"),
+        ({"state": STATE[0]}, ValueError, r"it must be \(N, H, W, 8\)"),
+        ({"state": np.broadcast_to(STATE[:1], STATE.shape)}, ValueError, "state must be C-contiguous"),
+        ({"steps": "2"}, TypeError, "steps is '2'"),
+        ({"masks": [[1]]}, ValueError, "masks must be an array of uint8 of shape"),
+        ({"masks": np.ones((2, 2, 6, 7))}, ValueError, "masks must be an array of uint8 of shape"),
+        ({"masks": np.ones(5, np.uint8)}, ValueError, "masks must be an array of uint8 of shape"),
+        ({"samples": [0, 1]}, ValueError, "samples must be an array of 2 uint32"),
+        ({"slices": np.zeros(3, np.uint32)}, ValueError, "slices must be an array of 2 uint32"),
+    ],
+)
+def test_wrong_arguments_of_run_in_place(change: dict[str, Any], error: type[Exception], sentence: str) -> None:
+    call: dict[str, Any] = {"state": STATE.copy(), "steps": 2, **change}
+    with pytest.raises(error, match=sentence):
+        random_rule("conv", 8).run_in_place(call.pop("state"), call.pop("steps"), **call)
+
+
 def test_no_memory_is_an_error_of_its_own() -> None:
+    with pytest.raises(MemoryError, match="there is no room for them"):
+        pynca.fire_mask((2**31 - 1, 2**31 - 1), 65535)
     huge = np.lib.stride_tricks.as_strided(np.zeros(1, np.float32), (2**10, 2**20, 2**20, 8), (0, 0, 0, 0))
     with pytest.raises(MemoryError):
         random_rule("conv").run(huge, 1)

@@ -627,6 +627,12 @@ def test_gradients_too_small_for_a_normal_number_are_zero(kind: str, threads: in
         ({"steps": 0}, ValueError, "steps is 0"),
         ({"masks": np.zeros((3, 2, 4, 4), np.uint8)}, ValueError, "masks has shape"),
         ({"loss": "hinge"}, ValueError, "loss is 'hinge'"),
+        ({"loss": []}, ValueError, "loss is "),
+        ({"rule": None}, TypeError, "rule is of type NoneType"),
+        ({"state": np.zeros((2, 4, 4, 8), complex)}, TypeError, "state has dtype complex128"),
+        ({"target": np.full((2, 4, 4), 1j)}, TypeError, "target has dtype complex128"),
+        ({"target": np.full((2, 4, 4), np.nan)}, ValueError, "target holds a value outside 0 to 1"),
+        ({"target": np.full((2, 4, 4), 2)}, ValueError, "target holds a value outside 0 to 1"),
         ({"seed": -1}, ValueError, "seed is -1"),
         ({"state": np.zeros((2, 1, 4, 8)), "target": np.zeros((2, 1, 4))}, ValueError, "state has an image of 1 x 4"),
     ],
@@ -634,4 +640,4 @@ def test_gradients_too_small_for_a_normal_number_are_zero(kind: str, threads: in
 def test_wrong_arguments(change: dict[str, Any], error: type[Exception], sentence: str) -> None:
     call: dict[str, Any] = {"state": np.zeros((2, 4, 4, 8)), "target": np.zeros((2, 4, 4)), "steps": 2, **change}
     with pytest.raises(error, match=sentence):
-        training.gradients(random_rule("conv"), call.pop("state"), call.pop("target"), **call)
+        training.gradients(call.pop("rule", random_rule("conv")), call.pop("state"), call.pop("target"), **call)

@@ -41,6 +41,38 @@ def test_dice_of_known_boxes() -> None:
     assert math.isnan(metrics.volume_error(a, nothing))
 
 
+@pytest.mark.parametrize("dtype", ["u1", "i2", "u8", "f4", "f8"])
+def test_masks_of_any_dtype_and_value_are_what_is_not_zero(dtype: str) -> None:
+    """What `segment` returns is uint8 and holds the label's value."""
+    a, b = box((9, 8, 7), (1, 6), (2, 7), (0, 4)), box((9, 8, 7), (2, 8), (2, 6), (1, 5))
+    shear = np.eye(4)
+    shear[0, 2] = 0.4
+    for value in (1, 2, 255 if dtype != "i2" else -1):
+        label = b.astype(dtype) * np.array(value, dtype)
+        for mask in (a, a.astype(dtype)):
+            assert metrics.hard_dice(mask, label) == metrics.hard_dice(a, b)
+            assert metrics.volume_error(mask, label) == metrics.volume_error(a, b)
+            assert metrics.hd95(mask, label, (1, 2, 3)) == metrics.hd95(a, b, (1, 2, 3))
+            assert metrics.hd95(mask, label, affine=shear) == metrics.hd95(a, b, affine=shear)
+        assert metrics.soft_dice(a.astype(np.float32), label) == metrics.soft_dice(a.astype(np.float32), b)
+
+
+def test_masks_that_are_not_alike_are_refused() -> None:
+    a, b = np.ones((4, 4), bool), np.ones((1, 4), bool)
+    for measure in (metrics.hard_dice, metrics.volume_error, metrics.soft_dice):
+        with pytest.raises(ValueError, match="they must be alike"):
+            measure(a, b)
+
+
+@pytest.mark.parametrize("size", [0.0, -1.0, math.nan, math.inf])
+def test_hd95_refuses_voxels_that_cannot_be(size: float) -> None:
+    a = box((5, 5, 5), (1, 3), (1, 3), (1, 3))
+    with pytest.raises(ValueError, match="sizes must be above 0"):
+        metrics.hd95(a, a, (1.0, size, 1.0))
+    with pytest.raises(ValueError, match="must be finite and span a space"):
+        metrics.hd95(a, a, affine=np.diag([1.0, 0.0 if size < 0 else size, 1.0, 1.0]))
+
+
 def brute_hd95(a: np.ndarray, b: np.ndarray, spacing: tuple[float, ...] | np.ndarray) -> float:
     """By the size of voxels, or the matrix from indices to coordinates."""
     steps = np.diag(spacing) if np.ndim(spacing) == 1 else np.asarray(spacing)

@@ -64,12 +64,19 @@ def gradients(
     ValueError, TypeError
         An argument has the wrong shape, type or range.
     """
+    if not isinstance(rule, Rule):
+        raise TypeError(f"rule is of type {type(rule).__name__}; it must be a Rule")
     start = np.asarray(state)
     if start.ndim != 4 or start.shape[-1] != rule.channels or 0 in start.shape:
         raise ValueError(f"state has shape {start.shape}; it must be (N, H, W, {rule.channels}), not empty")
+    for name, array in (("state", start), ("target", np.asarray(target))):
+        if array.dtype.kind not in "fiub":
+            raise TypeError(f"{name} has dtype {array.dtype}; it must hold real numbers")
     wanted = np.asarray(target, np.float32)
     if wanted.shape != start.shape[:3]:
         raise ValueError(f"target has shape {wanted.shape}; for this state it must be {start.shape[:3]}")
+    if not (wanted.min() >= 0 and wanted.max() <= 1):
+        raise ValueError("target holds a value outside 0 to 1")
     if masks is None and steps is None:
         raise ValueError("steps must be given where there are no masks")
     count = len(np.asarray(masks)) if steps is None else steps

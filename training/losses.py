@@ -90,7 +90,7 @@ def evaluate(
     ``ends`` and ``smooth`` are for what is computed slice by slice; see `slice_dice_bce`. Where a logit is not finite
     the loss is NaN, and the gradient zero.
     """
-    if name not in LOSSES:
+    if not isinstance(name, str) or name not in LOSSES:
         raise ValueError(f"loss is {name!r}; it must be one of {', '.join(LOSSES)}")
     if not np.isfinite(logits).all():
         return math.nan, np.zeros_like(logits)

@@ -156,9 +156,9 @@ def _object(metadata: Mapping[str, str], name: str) -> dict[str, Any]:
     except KeyError:
         raise ValueError(f"it has no {name}") from None
     except (ValueError, RecursionError):
-        raise ValueError(f"its {name} are not JSON") from None
+        raise ValueError(f"its {name} cannot be read as JSON") from None
     if not isinstance(values, dict):
-        raise ValueError(f"its {name} are no JSON object")
+        raise ValueError(f"its {name} must be a JSON object")
     return values
 
 

@@ -245,7 +245,11 @@ def add(commands: Commands) -> None:
     )
     how.add_argument("--seed", type=whole, default=0, metavar="S", help="seed of everything (default 0)")
     how.add_argument("--threads", type=whole, metavar="N", help=THREADS)
-    how.add_argument("--resume", action="store_true", help="go on where an interrupted training stopped")
+    how.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on where an interrupted training stopped, with the options that it was begun with",
+    )
     command.add_argument(
         "-o", "--output", type=Path, required=True, metavar="MODEL", help="the model file to write (.safetensors)"
     )
