@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -236,12 +237,11 @@ class Rule:
         for name, numbers in (("samples", samples), ("slices", slices)):
             if numbers is not None and (getattr(numbers, "dtype", None) != np.uint32 or numbers.shape != (count,)):
                 raise ValueError(f"{name} must be an array of {count} uint32, one for each member of the batch")
-        if masks is not None and (
-            getattr(masks, "dtype", None) != np.uint8 or masks.size != steps * state[..., 0].size
-        ):
-            raise ValueError(f"masks must be an array of uint8 of shape {(steps, *state.shape[:3])}")
+        shape = (steps, *state.shape[:3])
+        if masks is not None and (getattr(masks, "dtype", None) != np.uint8 or masks.size != math.prod(shape)):
+            raise ValueError(f"masks must be an array of uint8 of shape {shape}")
         none = np.zeros(count, np.uint32)
-        fire = masks if masks is None else _apart(masks.reshape(steps, *state.shape[:3]), state)
+        fire = masks if masks is None else _apart(masks.reshape(shape), state)
         _core.run(
             self._packed(),
             state,

@@ -248,7 +248,7 @@ def add(commands: Commands) -> None:
     how.add_argument(
         "--resume",
         action="store_true",
-        help="go on where an interrupted training stopped, with the options that it was begun with",
+        help="go on where an interrupted training stopped, with its options",
     )
     command.add_argument(
         "-o", "--output", type=Path, required=True, metavar="MODEL", help="the model file to write (.safetensors)"
