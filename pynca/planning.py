@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from . import _core
 from .config import thread_count
+from .errors import quoted
 from .memory import CALL_SLICES, memory_limit, run_bytes, slices_a_call
 from .model import Model
 from .quality import Ensemble, sigmoid
@@ -126,13 +127,16 @@ def estimate(
 
     Raises
     ------
-    ValueError
-        The run does not fit into ``memory``, or an argument is out of range.
+    ValueError, TypeError
+        The run does not fit into ``memory``, or an argument is out of range or of the wrong type.
     """
     if isinstance(image, Volume):
         volume, data = image, image.data
+    elif isinstance(image, (tuple, list)) and len(image) in (2, 3):
+        shape = tuple(whole_number(size, "image", 1, 2**31 - 1) for size in image)
+        volume, data = None, np.broadcast_to(np.False_, shape)
     else:
-        volume, data = None, np.broadcast_to(np.False_, image)
+        raise TypeError(f"image is {quoted(image)}; it must be a shape, (H, W) or (H, W, D), or what outline returns")
     samples = whole_number(samples, "samples", 1, _core.MAX_SAMPLES)
     threads = thread_count(threads)
     speed = speed or Speed(model, threads)

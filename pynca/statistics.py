@@ -164,13 +164,13 @@ def is_ventricle(label: str) -> bool:
     ``"LV myocardium"``, nor a ventricle of the brain, as ``"left lateral ventricle"``.
     """
     words = " ".join(re.findall(r"[a-z]+", label.lower()))
-    return bool(_VENTRICLE.search(words)) and not _WALL.search(words)
+    return bool(re.search(_VENTRICLE, words)) and not re.search(_WALL, words)
 
 
-_VENTRICLE = re.compile(
+_VENTRICLE = (  # compiled when a film asks for it
     r"\b((left|right|heart|cardiac) ventric(le|les|ular)|ventricle (left|right)|[lr]v|[lr]v(c|bp|cavity))\b"
 )
-_WALL = re.compile(r"\b(myo\w*|epi\w*|\w*wall|muscle|mass|\w*cardi(um|al)|septum|scar|fat)\b")
+_WALL = r"\b(myo\w*|epi\w*|\w*wall|muscle|mass|\w*cardi(um|al)|septum|scar|fat)\b"
 
 
 def write_statistics(

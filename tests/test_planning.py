@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -114,6 +115,12 @@ print(before / 1e6, estimate(image, model, threads=1).bytes / 1e6)
 
 
 @linux
+@pytest.mark.parametrize("image", ["scan.nii.gz", 5, None, (4,), (4, 4, 4, 4), (0, 4), (4.0, 4), ("a", "b")])
+def test_what_is_no_shape_is_refused(image: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match="image is "):
+        estimate(image, MODEL)
+
+
 def test_a_limit_is_kept(tmp_path: Path) -> None:
     """With the whole program, its interpreter included."""
     path = write(tmp_path / "scan.nii", (256, 256, 32), "i2")

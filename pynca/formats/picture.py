@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from ..files import open_input
 from ..seal import PNG_CHUNK, TEXT
-from . import tiff
 from .base import DEFLATE, Refused, Volume, about, colour_of, optional, parsing
 
 SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
@@ -104,6 +103,8 @@ def _read(path: Path, *, label: bool) -> Volume:
 @contextmanager
 def _opened(path: Path, *, label: bool) -> Iterator[_Picture]:
     """Open a picture, whose content says what it is; what fails while it is open is said of it."""
+    from . import tiff
+
     _pillow()  # also where a TIFF could do without, so that what is missing does not depend on the file
     with open_input(path) as file, about(path), parsing():
         head = file.read(8)
@@ -118,6 +119,8 @@ def _opened(path: Path, *, label: bool) -> Iterator[_Picture]:
 
 
 def _tiff(file: BinaryIO, *, label: bool) -> _Picture:
+    from . import tiff
+
     reader = tiff.Reader(file)
     pages = reader.pages()
     if len({(page.shape, page.kept(label=label)) for page in pages}) > 1:
@@ -262,6 +265,8 @@ def _by_pillow(
     label: bool,
 ) -> _Picture:
     """Describe a picture of some columns and rows that a class of Pillow reads; `open` would judge its size."""
+    from . import tiff
+
     if 0 in size:
         raise Refused("is damaged or cut short: it has no pixels")
     orientation = _orientation(exif)
@@ -288,6 +293,8 @@ def _by_pillow(
 
 def _orientation(exif: bytes) -> int:
     """Return how a picture is to be turned for display, 1 to 8; 1 where that is missing or damaged."""
+    from . import tiff
+
     try:
         return tiff.Reader(BytesIO(exif.removeprefix(b"Exif\0\0"))).orientation()
     except Exception:  # viewers do not mind
@@ -296,6 +303,8 @@ def _orientation(exif: bytes) -> int:
 
 def _tone(image: Any) -> Callable[[Array], Array]:
     """Return what makes the values of a picture grey, refusing what has colours or would lose precision."""
+    from . import tiff
+
     # Pillow gives these 8 bits a channel, whatever was stored
     if image.mode in ("RGB", "RGBA", "LA") and any(";16" in str(tile[3]) for tile in image.tile):
         raise Refused("has several channels of 16 bits; save it as a 16-bit grey picture")
