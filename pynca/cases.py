@@ -17,7 +17,7 @@ import numpy as np
 
 from . import jsontext
 from .errors import brief, quoted
-from .files import open_input
+from .files import open_once
 from .volumes import INPUTS, files_of, is_input, is_volume_path, split_name
 
 T = TypeVar("T")
@@ -236,7 +236,7 @@ def _check_beside(labels: Path) -> None:
 
 def _lines(path: Path) -> list[str]:
     """Return the lines of a text file, in Unicode's composed form; a file's name that is no text keeps its bytes."""
-    with open_input(path) as file:
+    with open_once(path) as file:
         data = file.read(_MAX_NAMES + 1)
     if len(data) > _MAX_NAMES:
         raise ValueError(f"{path} has more than {_MAX_NAMES} bytes, too many for a list of names")

@@ -172,9 +172,17 @@ def check_regular(path: str | os.PathLike[str]) -> None:
         mode = os.stat(path).st_mode
     except FileNotFoundError:
         return
+    if stat.S_ISFIFO(mode):
+        _let_go(path)
     for test, what in _SPECIAL.items():
         if test(mode):
             raise ValueError(f"{os.fspath(path)!s} is {what}; it must be a file, so write the content to one first")
+
+
+def _let_go(pipe: StrPath) -> None:
+    """Open a pipe and close it, so that a process that waits to write into it ends instead of waiting for ever."""
+    with contextlib.suppress(OSError):
+        os.close(os.open(pipe, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)))
 
 
 def open_input(path: str | os.PathLike[str]) -> BufferedReader:
@@ -189,6 +197,11 @@ def open_input(path: str | os.PathLike[str]) -> BufferedReader:
     """
     check_regular(path)
     return open(path, "rb")
+
+
+def open_once(path: StrPath) -> BufferedReader:
+    """`open_input` for what is read once, from begin to end: a pipe that the shell has opened (``<(ls)``) will do."""
+    return open(path, "rb") if _descriptor(Path(path)) is not None else open_input(path)
 
 
 _SPECIAL: Mapping[Callable[[int], bool], str] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import os
 import unicodedata
 from pathlib import Path
 
@@ -233,6 +234,20 @@ CASES = [
 def test_names_are_read_line_by_line(tmp_path: Path, text: str, names: list[str], encoding: str) -> None:
     (tmp_path / "names.txt").write_bytes(text.encode(encoding))
     assert [case.name for case in only(CASES, tmp_path / "names.txt")] == names
+
+
+@pytest.mark.skipif(not os.path.isdir("/dev/fd"), reason="this system has no /dev/fd")
+def test_names_may_come_from_a_pipe_of_the_shell(tmp_path: Path) -> None:
+    read, write = os.pipe()
+    os.write(write, b"c.png\n")
+    os.close(write)
+    try:
+        assert [case.name for case in only(CASES, f"/dev/fd/{read}")] == ["c.png"]
+    finally:
+        os.close(read)
+    os.mkfifo(tmp_path / "names.txt")
+    with pytest.raises(ValueError, match=r"names\.txt is a pipe; it must be a file"):
+        only(CASES, tmp_path / "names.txt")
 
 
 def test_marks_within_and_big_endian(tmp_path: Path) -> None:

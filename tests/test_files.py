@@ -485,3 +485,15 @@ def test_a_lock_is_had_by_one_and_leaves_nothing(tmp_path: Path) -> None:
     with files.locked(tmp_path / "empty" / "one", lambda: None):
         pass
     assert not (tmp_path / "empty").exists()
+
+
+@posix
+def test_who_writes_into_a_refused_pipe_is_let_go(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "scan.nii.gz")
+    writer = subprocess.Popen(["sh", "-c", "cat /dev/zero > scan.nii.gz"], cwd=tmp_path, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while writer.poll() is None and time.monotonic() < deadline:  # it may not have come to open the pipe yet
+        with pytest.raises(ValueError, match=r"scan\.nii\.gz is a pipe; it must be a file"):
+            volumes.read_volume(tmp_path / "scan.nii.gz")
+        time.sleep(0.01)
+    assert writer.wait(1) != 0
