@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,9 +47,11 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.model is None:
         try:
-            show_config()
+            with contextlib.redirect_stdout(io.StringIO()) as text:
+                show_config()
         except ValueError as error:  # an environment variable
             raise WrongUse(str(error)) from None
+        show(*text.getvalue().splitlines())
         return DONE
     check_model(arguments.model)
     show(*_described(load_model(arguments.model)))
