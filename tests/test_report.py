@@ -23,12 +23,13 @@ from hypothesis import strategies as st
 
 import browser
 import pynca
+from hostile import JSON, is_sentence, refusal, replaced
 from pynca import cli
 from pynca.manifest import Manifest
 from pynca.preview import draw_preview, png, write_preview
 from pynca.report import write_report
 from pynca.volumes import read_volume
-from support import JSON, is_sentence, random_model, refusal, replaced
+from support import random_model
 
 MODEL = random_model()
 HOSTILE = (

@@ -24,6 +24,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import pynca
+from hostile import JSON, is_sentence, refusal, replaced
 from pynca import cli, errors, jsontext, tensorfile
 from pynca.cases import read_dataset
 from pynca.cli import common
@@ -31,7 +32,7 @@ from pynca.inputs import Expected
 from pynca.manifest import Manifest
 from pynca.quality import Quality
 from pynca.report import write_report
-from support import JSON, is_sentence, random_model, refusal, replaced
+from support import random_model
 
 posix = pytest.mark.skipif(os.name != "posix", reason="descriptors are POSIX's")
 CONTROLS = "\x1b]0;x\x07\x9b31m\u202e\u2066\r\x00\u200f"
