@@ -495,8 +495,9 @@ def _array(image: object) -> NDArray[Any]:
         array: NDArray[Any] = np.from_dlpack(image) if foreign and not own else np.asarray(image)  # type: ignore[arg-type]
     except Exception as problem:  # each library refuses in its own way
         if not foreign:
-            raise TypeError(
-                f"the image is a {type(image).__name__} that is no array: its rows differ in length"
+            raise ValueError(
+                f"the image is a {type(image).__name__} whose rows differ in length; it must be a slice (H, W) or a "
+                "volume (H, W, D)"
             ) from None
         kind = f"{type(image).__module__.partition('.')[0]}.{type(image).__name__}"
         raise TypeError(

@@ -84,8 +84,8 @@ def test_what_numpy_cannot_read(image: object, reason: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_lists_fail_in_numpys_words() -> None:
-    with pytest.raises(ValueError, match="inhomogeneous"):
+def test_rows_of_lists_have_one_length() -> None:
+    with pytest.raises(ValueError, match=r"a list whose rows differ in length; it must be a slice \(H, W\)"):
         pynca.segment([[1.0, 2.0], [3.0]], MODEL)
 
 

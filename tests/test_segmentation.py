@@ -590,8 +590,3 @@ def test_a_run_in_a_channel_behind_the_logits_counts() -> None:
     model = pynca.Model([pynca.Level(pynca.Rule(weights, perception="conv"), 30, 1)], pynca.Preparation((16, 16)))
     with pytest.raises(NotFinite):
         model.logits(np.random.default_rng(0).random((16, 16)))
-
-
-def test_rows_of_different_length_are_no_image() -> None:
-    with pytest.raises(TypeError, match="the image is a list that is no array: its rows differ in length"):
-        pynca.segment([[1.0, 2.0], [3.0]])
