@@ -261,10 +261,11 @@ def read_label(path: str | os.PathLike[str], *, volume: int | Literal["all"] | N
 def _labels(values: NDArray[Any], path: Path) -> NDArray[np.uint8]:
     """Return labels as uint8; what scaling has moved away from a whole number by a rounding is that number."""
     for part in pieces(values) if values.dtype not in (np.uint8, np.bool_) else ():
-        whole = np.rint(part)
-        wrong = (whole < 0) | (whole > 255) | (np.abs(part - whole) >= _WHOLE)
-        if wrong.any():
-            raise ValueError(f"{path} holds the value {part[wrong][0]!s}; labels are whole numbers from 0 to 255")
+        with np.errstate(invalid="ignore"):  # NaN and infinity are no labels either
+            whole = np.rint(part)
+            right = (whole >= 0) & (whole <= 255) & (np.abs(part - whole) < _WHOLE)
+        if not right.all():
+            raise ValueError(f"{path} holds the value {part[~right][0]!s}; labels are whole numbers from 0 to 255")
     if values.dtype.kind == "f":
         values = np.rint(values, out=values if values.flags.writeable else None)
     return values.astype(np.uint8, copy=False)

@@ -540,3 +540,12 @@ def test_any_change_of_bytes_is_read_or_refused(tmp_path_factory: pytest.TempPat
             said = str(problem).removeprefix(f"{path} ")
         assert len(said) < 200
         assert str(path) not in said
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 0.5])
+def test_a_label_is_a_whole_number(value: float, tmp_path: Path) -> None:
+    labels = np.zeros((4, 5), np.float32)
+    labels[1, 2] = value
+    (tmp_path / "x.tif").write_bytes(tiff([labels]))
+    with pytest.raises(ValueError, match=rf"x\.tif holds the value {value}; labels are whole numbers from 0 to 255"):
+        volumes.read_label(tmp_path / "x.tif")
